@@ -1,0 +1,49 @@
+# make run    train on drawn images and write a report (first call: sets up .venv)
+# make test   every check that CI makes
+# make lab    open JupyterLab
+# Also: notebooks (re-execute the committed ones), format, lock, clean.
+
+SHELL := /bin/sh
+VERSIONS := python3 python3.13 python3.12 python3.11
+IS_KNOWN := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in $(VERSIONS); do $$p -c '$(IS_KNOWN)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+NOTEBOOKS := Skin_Cancer_Detection.ipynb $(wildcard notebooks/*.ipynb)
+RUN_DIR := runs/sample
+
+.PHONY: run test lab notebooks format lock clean
+
+run: .venv/installed
+	$(BIN)/python -m helpers.batch Skin_Cancer_Detection.ipynb $(RUN_DIR)
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --nbval -x -p tests.nbval_streams $(NOTEBOOKS)
+
+lab: .venv/installed
+	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb
+
+notebooks: .venv/installed
+	$(BIN)/python tests/refresh.py $(NOTEBOOKS)
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# All packages with their versions, for every supported Python; no index addresses.
+lock: .venv/installed
+	$(BIN)/pip install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --fork-strategy fewest --python-version 3.11 \
+		--upgrade --no-header --no-annotate --no-emit-index-url requirements.txt -o requirements.lock
+
+.venv/installed: requirements.lock requirements.txt pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Python 3.11, 3.12 or 3.13 is needed: install one, or name it: make PYTHON=/path/to/python3.12 run"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' || { echo "$(PYTHON) lacks venv: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check -r requirements.lock
+	@touch $@
+
+clean:
+	rm -rf .venv runs data/sample data/cache

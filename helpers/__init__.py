@@ -1,0 +1,1 @@
+"""The small module that the notebooks lean on."""
