@@ -1,0 +1,276 @@
+"""What stands around `model.fit`: seeds, precision, class weights, checkpoints, progress."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import pandas as pd
+import tensorflow as tf
+from tqdm.keras import TqdmCallback
+
+from helpers.progress import is_interactive
+
+PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+
+
+def make_reproducible(seed: int) -> None:
+    """Seed Python, NumPy and TensorFlow and use deterministic kernels only.
+
+    On the same machine and number of cores, equal seeds then give equal figures.
+    """
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+
+
+def choose_precision(precision: str = "auto") -> str:
+    """Return the Keras dtype policy for this machine.
+
+    Args:
+        precision: "auto", or a policy that is returned as it is. "auto" gives mixed_bfloat16
+            where every GPU, or without one the processor, multiplies bfloat16 natively (NVIDIA
+            compute capability 8.0; AVX512-BF16 or AMX on x86), else float32.
+
+    Raises:
+        ValueError: an unknown name.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"PRECISION is {precision!r}: choose one of {', '.join(PRECISIONS)}")
+    if precision != "auto":
+        return precision
+    if gpus := tf.config.list_physical_devices("GPU"):
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        native = all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
+    else:
+        native = _has_native_bfloat16()
+    return "mixed_bfloat16" if native else "float32"
+
+
+def choose_jit_compile() -> bool | str:
+    """Return `jit_compile` for `model.compile`: "auto" on a GPU, False on a CPU.
+
+    XLA on a CPU replaces oneDNN's convolutions by slower ones (tests/benchmarks measures it).
+    """
+    return "auto" if tf.config.list_physical_devices("GPU") else False
+
+
+def _has_native_bfloat16() -> bool:
+    """Tell whether the processor has bfloat16 multiplication (Linux lists it; elsewhere: no)."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"})
+
+
+def weigh_classes(labels: np.ndarray, power: float) -> dict[int, float]:
+    """Compute class weights (N / (K n_k)) ** power, scaled so that the mean image weighs 1.
+
+    Args:
+        labels: int (N,), of the training part, every class present.
+        power: 0 no weights, 0.5 square root, 1 inverse frequency.
+    """
+    counts = np.bincount(labels)
+    weights = (len(labels) / (len(counts) * counts)) ** power
+    weights *= len(labels) / (weights * counts).sum()
+    return {k: round(float(weight), 6) for k, weight in enumerate(weights)}
+
+
+def make_learning_rate(rate: float, schedule: str, total_steps: int, warmup: float = 0.05):
+    """Return what the optimizer takes as its learning rate.
+
+    Args:
+        rate: the highest rate.
+        schedule: "constant", or "cosine": linear warm-up over the first `warmup` of the steps,
+            then half a cosine down to zero (Loshchilov & Hutter, 2017).
+        total_steps: optimizer steps of the whole training.
+        warmup: share of the steps, 0 … 1.
+
+    Raises:
+        ValueError: an unknown schedule.
+    """
+    if schedule == "constant":
+        return rate
+    if schedule != "cosine":
+        raise ValueError(f"SCHEDULE is {schedule!r}: choose constant or cosine")
+    warmup_steps = max(1, round(warmup * total_steps))
+    return keras.optimizers.schedules.CosineDecay(
+        0.0, max(1, total_steps - warmup_steps), warmup_target=rate, warmup_steps=warmup_steps
+    )
+
+
+@keras.saving.register_keras_serializable("skin_cancer_detection")
+class BalancedAccuracy(keras.metrics.Metric):
+    """Mean recall over the classes that occur, from class probabilities.
+
+    Args:
+        classes: number of classes.
+    """
+
+    def __init__(self, classes: int, name: str = "balanced_accuracy", **options):
+        super().__init__(name=name, **options)
+        self.classes = classes
+        self.hits = self.add_variable((classes,), "zeros", name="hits")
+        self.images = self.add_variable((classes,), "zeros", name="images")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        """Count; the sample weight is ignored, each image counts once."""
+        truth = keras.ops.one_hot(keras.ops.reshape(y_true, (-1,)), self.classes)
+        answer = keras.ops.one_hot(keras.ops.argmax(y_pred, axis=-1), self.classes)
+        self.hits.assign_add(keras.ops.sum(truth * answer, axis=0))
+        self.images.assign_add(keras.ops.sum(truth, axis=0))
+
+    def result(self):
+        """Return the mean recall so far."""
+        occurs = keras.ops.cast(self.images > 0, "float32")
+        recall = self.hits / keras.ops.maximum(self.images, 1)
+        return keras.ops.sum(recall) / keras.ops.maximum(keras.ops.sum(occurs), 1)
+
+    def get_config(self):
+        """Return what the constructor needs."""
+        return {**super().get_config(), "classes": self.classes}
+
+
+class Checkpoint(keras.callbacks.Callback):
+    """Keeps the best epoch's weights, stops early, and lets a killed run go on.
+
+    After every epoch one file, replaced in one step, holds all that training depends on:
+    weights, optimizer, the state of the dropout's random numbers, the history and the best
+    weights so far. At the end of `fit` the model carries the best epoch's weights.
+
+    Args:
+        path: the checkpoint file (.npz).
+        settings: what must be equal for a checkpoint to be continued, as JSON values.
+        epochs: epochs of the whole training.
+        patience: stop after so many epochs without a better `monitor`.
+        monitor: the figure to maximise.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        settings: dict,
+        epochs: int,
+        patience: int,
+        monitor: str = "val_balanced_accuracy",
+    ):
+        super().__init__()
+        self.path, self.settings = Path(path), json.loads(json.dumps(settings))
+        self.epochs, self.patience, self.monitor = epochs, patience, monitor
+        self.rows: list[dict] = []
+        self.best_weights: list[np.ndarray] = []
+
+    @property
+    def first_epoch(self) -> int:
+        """The epoch to go on with, for `fit(initial_epoch=…)`; `epochs` if none is left."""
+        return self.epochs if self._is_stalled() else len(self.rows)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch with the highest `monitor`, from 1; the earliest of equals."""
+        return 1 + int(np.argmax([row[self.monitor] for row in self.rows]))
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """A row per epoch, from 1: loss, accuracy, their validation figures, seconds."""
+        return pd.DataFrame(self.rows, index=pd.RangeIndex(1, len(self.rows) + 1, name="epoch"))
+
+    def restore(self, model: keras.Model) -> str:
+        """Load the checkpoint, if there is one of the same settings, into a compiled model.
+
+        A checkpoint of other settings is set aside as `<name>.previous.npz`.
+
+        Returns:
+            A sentence that says what was found; empty where training starts as usual.
+        """
+        if not self.path.exists():
+            return ""
+        with np.load(self.path) as saved:
+            notes = json.loads(str(saved["notes"]))
+            if notes["settings"] != self.settings:
+                previous = self.path.with_suffix(".previous.npz")
+                self.path.replace(previous)
+                return (
+                    "starting at epoch 1: the checkpoint is of an unfinished run with other "
+                    f"settings ({_name_differences(notes['settings'], self.settings)}) is kept as "
+                    f"{previous.name}"
+                )
+            self.rows = notes["rows"]
+            self.best_weights = [saved[f"best_{i}"] for i in range(len(model.weights))]
+            model.optimizer.build(model.trainable_variables)
+            for i, variable in enumerate(_state_of(model)):
+                variable.assign(saved[f"state_{i}"])
+        if self.first_epoch == self.epochs:
+            model.set_weights(self.best_weights)
+        return f"going on after epoch {len(self.rows)} of {self.epochs}"
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Add a row to the history, keep the best weights, write the checkpoint."""
+        seconds = time.perf_counter() - self._start
+        self.rows.append({name: float(v) for name, v in logs.items()} | {"seconds": seconds})
+        if self.best_epoch == len(self.rows):
+            self.best_weights = self.model.get_weights()
+        self._write()
+        self.model.stop_training = self._is_stalled()
+
+    def on_train_end(self, logs=None):
+        """Give the model the best epoch's weights."""
+        if self.best_weights:
+            self.model.set_weights(self.best_weights)
+
+    def delete(self) -> None:
+        """Delete the file, once the run is saved."""
+        self.path.unlink(missing_ok=True)
+
+    def _is_stalled(self) -> bool:
+        return bool(self.rows) and len(self.rows) - self.best_epoch >= self.patience
+
+    def _write(self) -> None:
+        notes = json.dumps({"settings": self.settings, "rows": self.rows})
+        arrays = {f"state_{i}": np.asarray(v) for i, v in enumerate(_state_of(self.model))}
+        arrays |= {f"best_{i}": weights for i, weights in enumerate(self.best_weights)}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.savez(file, notes=notes, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(self.path)
+
+
+def _state_of(model: keras.Model) -> list:
+    """List the variables of model, dropout seeds and optimizer; metrics start anew each epoch."""
+    metrics = {id(v) for v in model.metrics_variables}
+    return [v for v in model.variables if id(v) not in metrics] + model.optimizer.variables
+
+
+def _name_differences(there: dict, here: dict) -> str:
+    names = [n for n in sorted(there | here) if there.get(n) != here.get(n)]
+    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in names)
+
+
+class EpochLines(keras.callbacks.Callback):
+    """Prints one line per epoch, for runs that nobody watches."""
+
+    FIGURES = ("loss", "val_loss", "accuracy", "val_accuracy", "val_balanced_accuracy")
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Start the clock."""
+        self._start = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Print the line."""
+        figures = ", ".join(f"{name} {logs[name]:.3f}" for name in self.FIGURES if name in logs)
+        seconds = time.perf_counter() - self._start
+        print(f"epoch {epoch + 1}/{self.params['epochs']}: {figures} ({seconds:.0f} s)", flush=True)
+
+
+def show_progress() -> keras.callbacks.Callback:
+    """Make the progress callback: one bar where a person watches, else a line per epoch."""
+    return TqdmCallback(verbose=0) if is_interactive() else EpochLines()

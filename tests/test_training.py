@@ -1,0 +1,235 @@
+"""Pipelines, class weights, schedules and the checkpoint that lets a killed run go on."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from sklearn.metrics import balanced_accuracy_score
+
+from helpers import models, pipelines, training
+
+EPOCHS = 5
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Seventy 24x26 images of seven classes whose colour tells them apart."""
+    labels = np.arange(70) % 7
+    pixels = np.random.default_rng(0).integers(0, 256, (70, 24, 26, 3), dtype=np.uint8)
+    for k in range(7):
+        pixels[labels == k, :, :, k % 3] //= k // 3 + 2
+    return pixels, labels
+
+
+def read_all(batches):
+    pairs = [(x.numpy(), y.numpy()) for x, y in batches]
+    return [np.concatenate(part) for part in zip(*pairs, strict=True)]
+
+
+def make_batches(data, epochs, rows=None, **options):
+    rows = np.arange(70) if rows is None else rows
+    return pipelines.training_batches(*data, rows, 16, seed=3, epochs=epochs, **options)
+
+
+def test_each_epoch_holds_every_row_once_in_a_new_order(data):
+    pixels, labels = data
+    rows = np.arange(5, 55)
+    images, truth = read_all(make_batches(data, range(2), rows))
+    assert images.dtype == np.uint8
+    first, second = images[:50], images[50:]
+    assert not np.array_equal(first, second)
+    for epoch in (first, second):
+        found = {image.tobytes() for image in epoch}
+        assert found == {pixels[row].tobytes() for row in rows}
+    of_image = {pixels[row].tobytes(): labels[row] for row in rows}
+    assert truth.tolist() == [of_image[image.tobytes()] for image in images]
+
+
+@pytest.mark.parametrize("augment", [False, True])
+def test_later_epochs_do_not_depend_on_the_earlier(data, augment):
+    whole, _ = read_all(make_batches(data, range(3), augment=augment))
+    rest, _ = read_all(make_batches(data, range(2, 3), augment=augment))
+    assert np.array_equal(whole[140:], rest)
+
+
+def test_augmentation_varies_images_mildly(data):
+    ramp = np.linspace(60, 180, 24 * 26).reshape(24, 26, 1).astype(np.uint8)
+    pixels = np.broadcast_to(ramp, (70, 24, 26, 3))
+    images, _ = read_all(make_batches((pixels, data[1]), range(1), augment=True))
+    different = {image.tobytes() for image in images}
+    assert len(different) == 70, "two images were varied alike"
+    assert images.dtype == np.uint8
+    assert abs(images.mean() - pixels.mean()) < 10
+    assert np.abs(images.mean(axis=(1, 2, 3)) - pixels.mean()).max() < 70
+
+
+def test_evaluation_batches_keep_the_order(data):
+    pixels, labels = data
+    rows = np.arange(0, 70, 3)
+    batches = pipelines.evaluation_batches(pixels, labels, rows, 10)
+    assert int(batches.cardinality()) == 3
+    images, truth = read_all(batches)
+    assert np.array_equal(images, pixels[rows])
+    assert np.array_equal(truth, labels[rows])
+
+
+def test_class_weights_by_hand():
+    labels = np.array([0] * 6 + [1] * 2)
+    assert training.weigh_classes(labels, 0) == {0: 1, 1: 1}
+    assert training.weigh_classes(labels, 1) == pytest.approx({0: 8 / 12, 1: 8 / 4}, abs=1e-6)
+    half = training.weigh_classes(labels, 0.5)
+    assert half[1] / half[0] == pytest.approx(3**0.5, rel=1e-5)
+    assert (6 * half[0] + 2 * half[1]) / 8 == pytest.approx(1, abs=1e-6)
+
+
+def test_cosine_schedule_warms_up_and_ends_at_zero():
+    rate = training.make_learning_rate(0.01, "cosine", total_steps=200)
+    steps = [float(rate(step)) for step in (0, 5, 10, 105, 200)]
+    assert steps == pytest.approx([0, 0.005, 0.01, 0.005, 0], abs=1e-6)
+    assert training.make_learning_rate(0.01, "constant", 200) == 0.01
+    with pytest.raises(ValueError, match="SCHEDULE is 'cosin'"):
+        training.make_learning_rate(0.01, "cosin", 200)
+
+
+def test_precision_is_a_policy_that_keras_knows():
+    assert training.choose_precision("float32") == "float32"
+    assert training.choose_precision("auto") in ("float32", "mixed_bfloat16")
+    with pytest.raises(ValueError, match=r"PRECISION is 'half': choose one of auto"):
+        training.choose_precision("half")
+
+
+def test_balanced_accuracy_equals_sklearn():
+    rng = np.random.default_rng(1)
+    truth, output = rng.integers(0, 5, 200), rng.random((200, 7)).astype("float32")
+    metric = training.BalancedAccuracy(7)
+    for part in (slice(0, 90), slice(90, 200)):
+        metric.update_state(truth[part], output[part])
+    answer = output.argmax(1)
+    expected = np.mean([(answer[truth == k] == k).mean() for k in np.unique(truth)])
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+    inside = answer < 5
+    metric.reset_state()
+    metric.update_state(truth[inside], output[inside])
+    expected = balanced_accuracy_score(truth[inside], answer[inside])
+    assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
+
+
+class Interruption(keras.callbacks.Callback):
+    """Interrupts the training in the middle of an epoch."""
+
+    def __init__(self, epoch):
+        super().__init__()
+        self.epoch = epoch
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.at = epoch
+
+    def on_train_batch_end(self, batch, logs=None):
+        if self.at == self.epoch and batch == 1:
+            raise KeyboardInterrupt
+
+
+def train(data, path, interrupt_in=None, patience=99, settings=None):
+    """Train a tiny net with normalisation, dropout, augmentation and a schedule."""
+    keras.backend.clear_session()
+    training.make_reproducible(1)
+    model = keras.Sequential(
+        [
+            keras.Input((24, 26, 3), dtype="uint8"),
+            layers.Rescaling(1 / 255),
+            *models.conv_block(6, batch_norm=True),
+            layers.Flatten(),
+            *models.dense_block(8, batch_norm=True),
+            layers.Dense(7, activation="softmax"),
+        ]
+    )
+    rate = training.make_learning_rate(0.01, "cosine", EPOCHS * 4)
+    model.compile(
+        keras.optimizers.Adam(rate),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy", training.BalancedAccuracy(7)],
+        jit_compile=False,
+    )
+    checkpoint = training.Checkpoint(path, settings or {"a": 1}, EPOCHS, patience)
+    message = checkpoint.restore(model)
+    epochs = range(checkpoint.first_epoch, EPOCHS)
+    callbacks = [checkpoint] + ([] if interrupt_in is None else [Interruption(interrupt_in)])
+    validation = pipelines.evaluation_batches(*data, np.arange(50, 70), 16)
+    try:
+        model.fit(
+            make_batches(data, epochs, np.arange(50), augment=True),
+            validation_data=validation,
+            epochs=EPOCHS,
+            initial_epoch=checkpoint.first_epoch,
+            steps_per_epoch=4,
+            class_weight=training.weigh_classes(data[1][:50], 0.5),
+            callbacks=callbacks,
+            shuffle=False,
+            verbose=0,
+        )
+    except KeyboardInterrupt:
+        return checkpoint, None, message
+    return checkpoint, model.predict(validation, verbose=0), message
+
+
+def drop_seconds(checkpoint):
+    return checkpoint.history.drop(columns="seconds")
+
+
+def test_interrupted_training_ends_as_it_would_have(data, tmp_path):
+    whole, expected, message = train(data, tmp_path / "whole.npz")
+    assert message == ""
+    assert len(whole.history) == EPOCHS
+
+    train(data, tmp_path / "cut.npz", interrupt_in=2)
+    (tmp_path / "cut.partial").write_bytes(b"half a checkpoint")
+    resumed, found, message = train(data, tmp_path / "cut.npz")
+    assert message == f"going on after epoch 2 of {EPOCHS}"
+    assert drop_seconds(resumed).equals(drop_seconds(whole))
+    assert np.array_equal(found, expected)
+
+    finished, found, _ = train(data, tmp_path / "cut.npz")
+    assert len(finished.history) == EPOCHS, "a finished training was trained on"
+    assert np.array_equal(found, expected)
+
+
+def test_best_epoch_is_kept_and_training_stops_early(data, tmp_path):
+    checkpoint, found, _ = train(data, tmp_path / "c.npz", patience=1)
+    history = checkpoint.history["val_balanced_accuracy"]
+    assert len(history) < EPOCHS
+    assert checkpoint.best_epoch == history.idxmax()
+    assert checkpoint.first_epoch == EPOCHS
+    truth = data[1][50:]
+    assert balanced_accuracy_score(truth, found.argmax(1)) == pytest.approx(history.max(), abs=1e-6)
+
+
+def test_checkpoint_of_other_settings_is_set_aside(data, tmp_path):
+    train(data, tmp_path / "c.npz", interrupt_in=1)
+    before = (tmp_path / "c.npz").read_bytes()
+    _, _, message = train(data, tmp_path / "c.npz", interrupt_in=0, settings={"a": 2})
+    assert "a 1 there, 2 here" in message
+    assert (tmp_path / "c.previous.npz").read_bytes() == before
+    assert not (tmp_path / "c.npz").exists()
+
+
+def test_one_line_per_epoch_when_nobody_watches(capsys, monkeypatch):
+    monkeypatch.setattr(training, "is_interactive", lambda: False)
+    lines = training.show_progress()
+    assert isinstance(lines, training.EpochLines)
+    lines.set_params({"epochs": 3})
+    lines.on_epoch_begin(1)
+    lines.on_epoch_end(1, {"loss": 1.5, "accuracy": 0.25, "val_loss": 2.0})
+    out = capsys.readouterr().out
+    assert out == "epoch 2/3: loss 1.500, val_loss 2.000, accuracy 0.250 (0 s)\n"
+
+
+def test_one_bar_where_a_person_watches(capsys, monkeypatch):
+    monkeypatch.setattr(training, "is_interactive", lambda: True)
+    model = keras.Sequential([keras.Input((2,)), layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    model.fit(
+        np.zeros((4, 2)), np.zeros(4), epochs=3, verbose=0, callbacks=[training.show_progress()]
+    )
+    out, err = capsys.readouterr()
+    assert "3/3" in err and "loss=" in err
+    assert out.count("epoch") == 0
