@@ -1,0 +1,199 @@
+"""Runs without a screen: parameters checked first, killed runs resumed, results within bounds."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from helpers import batch, runs
+
+ROOT = Path(__file__).parents[1]
+MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
+REFERENCE = Path(__file__).parent / "reference"
+SMALL = {"IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28, "FOLD": 2, "AUGMENT": True, "BATCH_NORM": True}
+
+
+@pytest.fixture(autouse=True)
+def work_in_the_project(monkeypatch):
+    """Let the notebooks find data/sample and its cache, as for a user."""
+    monkeypatch.chdir(ROOT)
+
+
+def make_notebook(path, *sources):
+    cells = [nbformat.v4.new_code_cell(source) for source in sources]
+    cells[0].metadata["tags"] = ["parameters"]
+    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["-p", "EPOCH", "3"], "no parameter EPOCH: did you mean EPOCHS?"),
+        (["-p", "EPOCHS", "three"], "EPOCHS is 'three' (str), wanted is int"),
+        (["-p", "EPOCHS", "2.5"], "EPOCHS is '2.5' (str), wanted is int"),
+        (["-p", "BATCH_NORM", "maybe"], "BATCH_NORM is 'maybe' (str), wanted is bool"),
+    ],
+)
+def test_wrong_parameters_stop_before_the_run(tmp_path, capsys, arguments, message):
+    assert batch.main([str(MAIN), str(tmp_path / "run"), *arguments]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_texts_become_values_of_the_declared_type():
+    declared = batch.inspect_parameters(MAIN)
+    pairs = [["EPOCHS", "3"], ["LEARNING_RATE", "1e-4"], ["BATCH_NORM", "True"], ["DATA_DIR", "7"]]
+    assert batch.parse_parameters(pairs, declared) == {
+        "EPOCHS": 3,
+        "LEARNING_RATE": 1e-4,
+        "BATCH_NORM": True,
+        "DATA_DIR": "7",
+    }
+
+
+def test_missing_notebook_is_named(tmp_path, capsys):
+    assert batch.main([str(tmp_path / "none.ipynb"), str(tmp_path)]) == 1
+    assert "none.ipynb: no such notebook" in capsys.readouterr().err
+
+
+def test_cell_that_fails_is_named(tmp_path, capsys):
+    book = make_notebook(tmp_path / "n.ipynb", 'RUN_DIR: str = ""', "x = 1", "1 / 0")
+    assert batch.main([str(book), str(tmp_path / "run")]) == 1
+    assert "cell 4: ZeroDivisionError: division by zero" in capsys.readouterr().err
+
+
+def test_run_that_ends_early_with_success_does_not_count(tmp_path, capsys):
+    book = make_notebook(
+        tmp_path / "n.ipynb", 'RUN_DIR: str = ""', "import sys; sys.exit(0)", "print(1)"
+    )
+    assert batch.main([str(book), str(tmp_path / "run")]) == 1
+    assert "were not executed, the run does not count" in capsys.readouterr().err
+
+
+def test_unknown_name_given_to_papermill_itself_stops_the_notebook(tmp_path):
+    command = [sys.executable, "-m", "papermill", str(MAIN), str(tmp_path / "out.ipynb")]
+    done = subprocess.run(
+        [*command, "-p", "EPOCH", "3", "-p", "RUN_DIR", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "no parameter EPOCH: did you mean EPOCHS?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    """A short run with other parameters than the default, as in a batch."""
+    parameters = json.loads((REFERENCE / "other_run.json").read_text())["parameters"]
+    folder = tmp_path_factory.mktemp("batch") / "other"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return batch.execute_notebook(MAIN, folder, parameters)
+
+
+def test_other_run_is_within_its_bounds(other_run):
+    reference = json.loads((REFERENCE / "other_run.json").read_text())
+    assert reference["parameters"].items() <= other_run.metrics["parameters"].items()
+    assert other_run.metrics["data"]["split"] == reference["split"]
+    assert len(other_run.history) == reference["parameters"]["EPOCHS"]
+    test_scores = other_run.metrics["scores"]["test"]
+    assert test_scores["auc"]["value"] > 0.55, "not above chance"
+    assert test_scores["balanced_accuracy"]["value"] > 1 / 7 + 0.03, "not above chance"
+    for name, expected in reference["scores"].items():
+        found = test_scores[name]
+        assert found["low"] <= found["value"] <= found["high"]
+        assert found["value"] == pytest.approx(expected, abs=reference["tolerance"][name]), name
+
+
+def test_other_run_is_written_out(other_run):
+    names = {path.relative_to(other_run.path).as_posix() for path in other_run.path.rglob("*.*")}
+    assert names == {
+        "notebook.ipynb",
+        "report.html",
+        "metrics.json",
+        "history.csv",
+        "predictions.csv",
+        "model.keras",
+        "figures/history.png",
+        "figures/confusion.png",
+        "figures/predictions.png",
+    }
+    assert "<img" in (other_run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_saved_model_answers_the_same_elsewhere(other_run, tmp_path):
+    """In a fresh process that knows nothing of this project: no helpers, another folder."""
+    script = """
+import sys, keras, numpy as np
+model = keras.models.load_model(sys.argv[1])
+np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), batch_size=32, verbose=0))
+print(*model.layers[-1].name.split("_"), model.input.shape[1:3], model.input.dtype)
+assert "helpers" not in sys.modules
+"""
+    from helpers import dataset, images
+
+    parameters = other_run.metrics["parameters"]
+    table = dataset.read_dataset("data/sample").set_index("image_id", drop=False)
+    rows = table.loc[other_run.predictions["image_id"]].reset_index(drop=True)
+    size = (parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"])
+    np.save(tmp_path / "pixels.npy", images.load_images(rows, size, tmp_path))
+    arguments = [other_run.model_path, tmp_path / "pixels.npy", tmp_path / "answer.npy"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *map(str, arguments)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split("(")[0].split() == other_run.classes
+    assert f"({size[0]}, {size[1]}) uint8" in done.stdout
+    columns = [f"p_{dx}" for dx in other_run.classes]
+    expected = other_run.predictions[columns].to_numpy()
+    assert np.load(tmp_path / "answer.npy") == pytest.approx(expected, abs=1e-6)
+
+
+def start_batch(folder, epochs):
+    command = [sys.executable, "-m", "helpers.batch", str(MAIN), str(folder)]
+    for name, value in {**SMALL, "EPOCHS": epochs}.items():
+        command += ["-p", name, str(value)]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                            start_new_session=True)  # fmt: skip
+
+
+def test_killed_run_goes_on_and_ends_as_it_would_have(tmp_path):
+    epochs = 6
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    process = start_batch(cut, epochs)
+    deadline = time.monotonic() + 240
+    while not (cut / "checkpoint.npz").exists():
+        assert process.poll() is None, "the run ended before its first checkpoint"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGKILL)  # papermill and the kernel at once
+    process.wait()
+    with np.load(cut / "checkpoint.npz") as saved:
+        done = len(json.loads(str(saved["notes"]))["rows"])
+    assert 1 <= done < epochs
+    with pytest.raises(runs.RunError, match="an interrupted training goes on"):
+        runs.load_run(cut)
+
+    assert start_batch(cut, epochs).wait() == 0
+    assert f"going on after epoch {done} of {epochs}" in (cut / "notebook.ipynb").read_text()
+    assert start_batch(whole, epochs).wait() == 0
+    resumed, expected = runs.load_run(cut), runs.load_run(whole)
+    assert len(resumed.history) == epochs
+    assert resumed.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
+    assert resumed.predictions.equals(expected.predictions)
+    assert not (cut / "checkpoint.npz").exists()
