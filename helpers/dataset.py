@@ -1,81 +1,71 @@
 """The checked table of a HAM10000 folder: one row per image, whatever the folder's layout.
 
-The source of classes, columns and layouts is Tschandl, Rosendahl and Kittler, Sci. Data 5:180161
-(2018), doi:10.1038/sdata.2018.161. For research and teaching; not a medical device.
+The source of the layouts is what Harvard Dataverse, Kaggle and the ISIC 2018 challenge hand out;
+`helpers.metadata` reads their tables. For research and teaching; not a medical device.
 """
 
-import csv
-import io
 import os
+import re
+import warnings
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-CLASS_NAMES = {
-    "akiec": "actinic keratoses and Bowen's disease",
-    "bcc": "basal cell carcinoma",
-    "bkl": "benign keratosis-like lesions",
-    "df": "dermatofibroma",
-    "mel": "melanoma",
-    "nv": "melanocytic nevi",
-    "vasc": "vascular lesions",
-}
-# The one class order of the project: position = label = column of every probability table.
-CLASSES = tuple(CLASS_NAMES)
-
-REQUIRED_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
-OPTIONAL_COLUMNS = ("dataset", "split")
-SPLITS = ("train", "val", "test")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-
-# Images of one lesion that HAM10000 lists under two lesion ids: 18 confirmed duplicates and, last,
-# 2 near-duplicates. Published with the corrected DermaMNIST: Abhishek, Jain and Hamarneh, Sci. Data
-# 12:196 (2025), doi:10.1038/s41597-025-04382-5.
-_PAIRS = """
-0033481-0033421 0033556-0032634 0029152-0033173 0029036-0027027 0027820-0028209 0027689-0032647
-0030906-0024879 0033391-0034186 0025226-0030074 0026087-0025664 0024736-0029748 0024770-0027811
-0027162-0029061 0024602-0032283 0029625-0024629 0030000-0031392 0024437-0031299 0033374-0033417
-0025323-0025141 0025947-0029023
-"""
-DUPLICATE_PAIRS = tuple(
-    tuple(f"ISIC_{number}" for number in pair.split("-")) for pair in _PAIRS.split()
+from helpers.metadata import (
+    CLASS_NAMES,
+    CLASSES,
+    DUPLICATE_PAIRS,
+    GROUPINGS,
+    DatasetError,
+    is_groupings,
+    is_ham,
+    is_truth,
+    join,
+    parse_metadata,
+    read_metadata,
+    shorten,
 )
 
+__all__ = [
+    "CLASSES",
+    "CLASS_NAMES",
+    "DUPLICATE_PAIRS",
+    "DatasetError",
+    "read_dataset",
+    "read_metadata",
+]
 
-class DatasetError(ValueError):
-    """Everything that is wrong with a dataset, reported at once.
-
-    Attributes:
-        problems: one sentence per problem, each with its file, row or value and the remedy.
-    """
-
-    def __init__(self, where: str, problems: list[str]):
-        super().__init__(where, problems)
-        self.where = where
-        self.problems = problems
-
-    def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-        return "\n".join([f"{self.where}: {count}", *(f"- {text}" for text in self.problems)])
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+# In the truth of the official test, but not in Dataverse's archive of its images; its weight in the
+# official scorer (PyPI isic-challenge-scoring) is 0.
+UNSCORED_IMAGE = "ISIC_0035068"
 
 
 def read_dataset(data_dir: str | os.PathLike) -> pd.DataFrame:
     """Reads and checks a folder of images with their metadata.
 
-    Known layouts: Dataverse (HAM10000_images_part_1 and _2 beside HAM10000_metadata, with or
-    without .csv, or as .tab), Kaggle (the same with every image twice, and no `dataset` column)
-    and any other folder with the images anywhere in it and one metadata CSV. Images are found by
-    file stem in all subfolders; hidden files, macOS junk and images without a row are ignored.
+    Known layouts, with the images anywhere in the folder, found by file stem:
+
+    - Dataverse: HAM10000_images_part_1 and _2 beside HAM10000_metadata, with or without .csv, or
+      as .tab; its official test: ISIC2018_Task3_Test_Images and ISIC2018_Task3_Test_GroundTruth.csv
+      with the same columns;
+    - Kaggle: the same with every image twice, and no `dataset` column;
+    - the ISIC 2018 challenge: ISIC2018_Task3_Training_GroundTruth.csv (a column per class) and
+      ISIC2018_Task3_Training_LesionGroupings.csv, each in a folder of its own or not; its test
+      truth has no groupings: see `read_metadata` for what that means;
+    - any other folder with one CSV in one of these formats.
+
+    Hidden files and folders, macOS junk and images without a row are ignored.
 
     Args:
         data_dir: the folder.
 
     Returns:
         The table of `read_metadata` with a column `path` (str) before `label`: the image file,
-        relative if `data_dir` is. The same folder always gives the same table.
+        relative if `data_dir` is. The same folder always gives the same table. The one image that
+        the official scorer does not count is left out, with a UserWarning: 1,511 of 1,512 remain.
 
     Raises:
         DatasetError: naming all problems of the folder, its metadata and its images.
@@ -85,11 +75,18 @@ def read_dataset(data_dir: str | os.PathLike) -> pd.DataFrame:
         what = "is a file; unpack it and name the folder" if folder.exists() else "does not exist"
         raise DatasetError(str(data_dir), [f"the folder {what}; DATA_DIR must name a folder"])
     files = _list_files(folder)
-    # ISIC challenge folders (one-hot truth + lesion groupings) will branch off here.
     metadata, problems = _find_metadata(folder, files)
-    table = None
-    if metadata:
-        table, problems = _parse_metadata(metadata)
+    table, has_unscored = None, False
+    if not problems:
+        groupings = None
+        if is_truth(_read_header(metadata)):
+            groupings, problems = _find_groupings(folder, files)
+        table, more = parse_metadata(metadata, groupings)
+        problems += more
+    if table is not None and "image_id" in table:
+        is_unscored = table["image_id"] == UNSCORED_IMAGE
+        has_unscored = is_unscored.any()
+        table = table[~is_unscored].reset_index(drop=True)
     images = _index_images(files)
     if not images:
         problems.append(f"no {'/'.join(IMAGE_SUFFIXES)} file in it{_hint_archives(files)}")
@@ -97,31 +94,14 @@ def read_dataset(data_dir: str | os.PathLike) -> pd.DataFrame:
         problems += _check_images(table, images, files)
     if problems:
         raise DatasetError(str(data_dir), problems)
+    if has_unscored:
+        warnings.warn(
+            f"{metadata.name}: {UNSCORED_IMAGE} is left out, {len(table)} images remain: the "
+            "official scorer gives it weight 0 and Dataverse's archive of the test lacks it",
+            stacklevel=2,
+        )
     paths = [str(images[image_id][0]) for image_id in table["image_id"]]
     table.insert(table.columns.get_loc("label"), "path", paths)
-    return table
-
-
-def read_metadata(csv_path: str | os.PathLike) -> pd.DataFrame:
-    """Reads and checks a metadata file in the HAM10000 format, without looking for images.
-
-    Args:
-        csv_path: UTF-8 text with a header, separated by commas, semicolons or tabs.
-
-    Returns:
-        A row per image, sorted by image_id. Columns: image_id, lesion_id, dx, dx_type (str), age
-        (float64, years, 0 to 120, NaN when missing), sex, localization (str), dataset and split
-        (str, only if the file has them; split is train, val or test), label (int64, index into
-        `CLASSES`) and group (str: the lesion_id, or one of them where `DUPLICATE_PAIRS` shows
-        several to be one lesion). Empty dx_type, sex, localization and dataset become "unknown";
-        other columns of the file are left out.
-
-    Raises:
-        DatasetError: naming all problems of the file.
-    """
-    table, problems = _parse_metadata(Path(csv_path).expanduser())
-    if problems:
-        raise DatasetError(str(csv_path), problems)
     return table
 
 
@@ -149,24 +129,65 @@ def _index_images(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 def _find_metadata(folder: Path, files: list[Path]) -> tuple[Path | None, list[str]]:
     """Picks the metadata file: by its official name, else by its header, else the only CSV."""
-    tables = [path for path in files if path.suffix.lower() in (".csv", ".tab", ".tsv")]
+    tables = _list_tables(files)
+    groupings = _list_groupings(files)
     official = [path for path in files if path.name.lower() == "ham10000_metadata"]
     official += [path for path in tables if path.stem.lower() == "ham10000_metadata"]
-    named = official or [path for path in tables if _has_metadata_header(path)] or tables
+    named = official or _select_by_header(tables, lambda header: is_ham(header) or is_truth(header))
+    named = named or [path for path in tables if path not in groupings]
+    if not named and groupings:
+        return None, [
+            f"{groupings[0].name} lacks its truth, ISIC2018_Task3_Training_GroundTruth.csv; put it "
+            f"there{_hint_archives(files)}; python -m helpers.download FOLDER --source isic "
+            "gets both"
+        ]
     if not named:
         return None, [
             "no metadata file (HAM10000_metadata.csv or HAM10000_metadata) in it; download it "
             f"from doi:10.7910/DVN/DBW86T and put it beside the images{_hint_archives(files)}"
         ]
-    if len(named) > 1 and len({_read_bytes(path) for path in named}) > 1:
-        names = _join(str(path.relative_to(folder)) for path in named)
-        return None, [f"several files could be the metadata: {names}; keep one of them here"]
-    return named[0], []
+    remedy = "keep one of them here (a test belongs in a folder of its own)"
+    return _pick_one(folder, named, "metadata", remedy)
 
 
-def _has_metadata_header(path: Path) -> bool:
-    header = _read_bytes(path, 4096).split(b"\n")[0]
-    return b"image_id" in header and b"dx" in header
+def _find_groupings(folder: Path, files: list[Path]) -> tuple[Path | None, list[str]]:
+    """Picks the challenge's lesion groupings, None if there are none."""
+    return _pick_one(folder, _list_groupings(files), "lesion groupings", "keep one of them here")
+
+
+def _pick_one(
+    folder: Path, paths: list[Path], what: str, remedy: str
+) -> tuple[Path | None, list[str]]:
+    """Gives the first of the files, and the problem if they are not all the same."""
+    problems = []
+    if len(paths) > 1 and len({_read_bytes(path) for path in paths}) > 1:
+        names = join(str(path.relative_to(folder)) for path in paths)
+        problems.append(f"several files could be the {what}: {names}; {remedy}")
+    return (paths[0] if paths else None), problems
+
+
+def _list_groupings(files: list[Path]) -> list[Path]:
+    """Lists what can be lesion groupings: by their official name, else by their header."""
+    tables = _list_tables(files)
+    official = [path for path in tables if path.stem.lower() == Path(GROUPINGS).stem.lower()]
+    return official or _select_by_header(tables, is_groupings)
+
+
+def _list_tables(files: Iterable[Path]) -> list[Path]:
+    return [path for path in files if path.suffix.lower() in (".csv", ".tab", ".tsv")]
+
+
+def _select_by_header(
+    tables: Iterable[Path], is_wanted: Callable[[Iterable[str]], bool]
+) -> list[Path]:
+    return [path for path in tables if is_wanted(_read_header(path))]
+
+
+def _read_header(path: Path) -> list[str]:
+    """Reads the names of the columns, if it is a table, to tell what sort of table it is."""
+    text = _read_bytes(path, 4096).decode("utf-8-sig", errors="replace")
+    first = "".join(text.lstrip().splitlines()[:1])
+    return [name.strip(' "') for name in re.split("[,;\t]", first)]
 
 
 def _read_bytes(path: Path, size: int = -1) -> bytes:
@@ -180,7 +201,7 @@ def _read_bytes(path: Path, size: int = -1) -> bytes:
 
 def _hint_archives(files: Iterable[Path]) -> str:
     archives = [path.name for path in files if path.suffix.lower() == ".zip"]
-    return f" (unpack {_join(archives)} first)" if archives else ""
+    return f" (unpack {join(archives)} first)" if archives else ""
 
 
 def _check_images(
@@ -191,7 +212,7 @@ def _check_images(
     missing = [image_id for image_id in ids if image_id not in images]
     if missing:
         problems.append(
-            f"{len(missing)} of {len(ids)} images are missing: {_join(missing)}; complete the "
+            f"{len(missing)} of {len(ids)} images are missing: {join(missing)}; complete the "
             f"download or delete their rows{_hint_archives(files)}"
         )
     differing = []
@@ -199,139 +220,6 @@ def _check_images(
         copies = images.get(image_id, ())
         # Kaggle holds every image twice; files of different sizes are no copies.
         if len(copies) > 1 and len({path.stat().st_size for path in copies}) > 1:
-            sizes = _join(f"{path} ({path.stat().st_size} bytes)" for path in copies)
+            sizes = join(f"{path} ({path.stat().st_size} bytes)" for path in copies)
             differing.append(f"image {image_id} has files that differ: {sizes}; keep the right one")
-    return problems + _shorten(differing)
-
-
-def _parse_metadata(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
-    """Gives the table, None if the file is no table, and all that is wrong with it."""
-    name = path.name
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        return None, [f"{name} cannot be read: {error.strerror}; check the path and permissions"]
-    except UnicodeDecodeError as error:
-        return None, [
-            f"{name} is not UTF-8 text (byte {error.start}); save it again as CSV in UTF-8"
-        ]
-    head = text.lstrip().split("\n", 1)[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",\t;", key=head.count))
-    try:
-        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
-    except csv.Error as error:
-        return None, [f"{name} is no CSV: line {reader.line_num}: {error}; download it again"]
-    lines = [(line, row) for line, row in lines if any(row)]
-    if not lines:
-        return None, [f"{name} is empty; download it again"]
-    header = lines.pop(0)[1]
-    problems = []
-    absent = [column for column in REQUIRED_COLUMNS if column not in header]
-    if absent:
-        problems.append(f"it lacks the columns {_join(absent, 20)}; it has {_join(header, 20)}")
-    wanted = [column for column in REQUIRED_COLUMNS + OPTIONAL_COLUMNS if column in header]
-    repeated = [column for column in wanted if header.count(column) > 1]
-    if repeated:
-        problems.append(f"it has the columns {_join(repeated)} twice; keep one of each")
-    if not lines:
-        problems.append("it has a header but no rows; download it again")
-    uneven = [line for line, row in lines if len(row) != len(header)]
-    if uneven:
-        problems.append(f"line {_join(uneven)} has not {len(header)} values; correct it")
-    even = {line: row for line, row in lines if len(row) == len(header)}
-    table = pd.DataFrame(
-        {column: [row[header.index(column)] for row in even.values()] for column in wanted},
-        index=list(even),
-        dtype=str,
-    )
-    problems += _check_rows(table)
-    if problems:
-        return table, [f"{name}: {problem}" for problem in problems]
-    return _complete_table(table), []
-
-
-def _check_rows(table: pd.DataFrame) -> list[str]:
-    """Checks the columns that are there, strings, with the lines of the file as the index."""
-    problems = []
-    for column in ("image_id", "lesion_id"):
-        empty = table.index[table[column] == ""] if column in table else ()
-        if len(empty):
-            problems.append(f"{column} is empty in line {_join(empty)}; fill it in")
-    if "image_id" in table:
-        repeated = table["image_id"].duplicated(keep=False) & (table["image_id"] != "")
-        problems += _describe_values(table[repeated], "image_id", "keep one of these lines")
-    if "dx" in table:
-        wrong = table[~table["dx"].isin(CLASSES)]
-        problems += _describe_values(wrong, "dx", f"it must be one of {', '.join(CLASSES)}")
-    if "dx" in table and "lesion_id" in table:
-        known = table[(table["lesion_id"] != "") & table["dx"].isin(CLASSES)]
-        several = known.groupby("lesion_id")["dx"].transform("nunique") > 1
-        problems += _shorten(
-            f"lesion {lesion_id} has several diagnoses: "
-            + ", ".join(f"{dx} in line {lines}" for dx, lines in _group_lines(rows, "dx"))
-            + "; correct dx or lesion_id"
-            for lesion_id, rows in known[several].groupby("lesion_id")
-        )
-    if "age" in table:
-        age = _parse_age(table["age"])
-        wrong = table[~(age.between(0, 120) | age.isna())]
-        problems += _describe_values(wrong, "age", "it must be 0 to 120 years, or empty")
-    if "split" in table:
-        wrong = table[~table["split"].isin(SPLITS)]
-        problems += _describe_values(wrong, "split", f"it must be one of {', '.join(SPLITS)}")
-    return problems
-
-
-def _parse_age(values: pd.Series) -> pd.Series:
-    """Turns strings into years: NaN when missing, -1 when not a number."""
-    missing = values.str.lower().isin(["", "na", "nan", "none", "null", "unknown"])
-    return pd.to_numeric(values, errors="coerce").astype(float).fillna(-1.0).mask(missing)
-
-
-def _complete_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Sorts a checked table of strings and gives it its types, label and group."""
-    table = table.sort_values("image_id", ignore_index=True)
-    table["age"] = _parse_age(table["age"])
-    for column in ("dx_type", "sex", "localization", "dataset"):
-        if column in table:
-            table[column] = table[column].replace("", "unknown")
-    table["label"] = table["dx"].map(CLASSES.index).astype(np.int64)
-    table["group"] = _merge_lesions(table)
-    return table
-
-
-def _merge_lesions(table: pd.DataFrame) -> pd.Series:
-    """Gives each row its lesion_id, the same one for lesions joined by a duplicate pair."""
-    group = table["lesion_id"].copy()
-    row_of = {image_id: row for row, image_id in table["image_id"].items()}
-    for first, second in DUPLICATE_PAIRS:
-        if first in row_of and second in row_of:
-            # Looked up anew for each pair, so that pairs that share a lesion make one group.
-            pair = sorted([group[row_of[first]], group[row_of[second]]])
-            group[group == pair[1]] = pair[0]
-    return group
-
-
-def _describe_values(rows: pd.DataFrame, column: str, remedy: str) -> list[str]:
-    return _shorten(
-        f"{column} {value!r} in line {lines}; {remedy}"
-        for value, lines in _group_lines(rows, column)
-    )
-
-
-def _group_lines(rows: pd.DataFrame, column: str) -> list[tuple[str, str]]:
-    """Lists the values of a column, each with the lines where it stands."""
-    return [(value, _join(part.index)) for value, part in rows.groupby(column, sort=False)]
-
-
-def _join(values: Iterable, limit: int = 5) -> str:
-    values = [str(value)[:200] for value in values]
-    more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(values[:limit]) + more
-
-
-def _shorten(problems: Iterable[str], limit: int = 5) -> list[str]:
-    """Keeps a message readable when a whole column is wrong."""
-    problems = list(problems)
-    more = [f"… and {len(problems) - limit} more like it"] if len(problems) > limit else []
-    return problems[:limit] + more
+    return problems + shorten(differing)

@@ -58,7 +58,7 @@ def score_with_intervals(
     """
     labels, probabilities = _check(labels, probabilities)
     draws = {name: [] for name in SCORES}
-    for weights in _draw_lesions(labels, np.asarray(groups), resamples, seed):
+    for weights in draw_lesions(labels, np.asarray(groups), resamples, seed):
         for name, values in _score(labels, probabilities, weights).items():
             draws[name].append(values)
     tail = (1 - level) / 2
@@ -115,7 +115,7 @@ def _check(labels: np.ndarray, probabilities: np.ndarray) -> tuple[np.ndarray, n
     return labels, probabilities
 
 
-def _draw_lesions(
+def draw_lesions(
     labels: np.ndarray, groups: np.ndarray, resamples: int, seed: int
 ) -> Iterator[np.ndarray]:
     """Draw lesion groups with replacement; yields image weights (B, N) of B draws at a time."""

@@ -83,6 +83,24 @@ def find_leaks(table: pd.DataFrame) -> list[str]:
     return parts.index[parts > 1].tolist()
 
 
+def check_apart(table: pd.DataFrame, test: pd.DataFrame) -> None:
+    """Raise a SplitError if a separate test table shares images or lesion groups with the table."""
+    shared = {
+        name: sorted(set(table[column]) & set(test[column]))
+        for name, column in (("images", "image_id"), ("lesions", "group"))
+    }
+    problems = [
+        f"{len(ids)} {name} ({', '.join(ids[:5])}{' …' if len(ids) > 5 else ''})"
+        for name, ids in shared.items()
+        if ids
+    ]
+    if problems:
+        raise SplitError(
+            f"the training data and the test hold the same {' and '.join(problems)}: a test on "
+            "them rewards memory. Give another TEST_DIR, or leave them out of one of the two."
+        )
+
+
 def _iterate_folds(
     table: pd.DataFrame, folds: int, seed: int
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:

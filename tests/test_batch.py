@@ -10,9 +10,11 @@ from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from PIL import Image
 
-from helpers import batch, runs
+from helpers import batch, challenge, dataset, drawing, images, runs, scores
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
@@ -92,11 +94,26 @@ def test_unknown_name_given_to_papermill_itself_stops_the_notebook(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def draw_official_test(folder):
+    """Draw two images per class in the layout of the challenge's test."""
+    rows = []
+    for number, dx in enumerate(2 * dataset.CLASSES):
+        name = f"ISIC_99{number:05d}"
+        picture = drawing.draw_lesion(dx, np.random.default_rng(number))[0]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{name}.jpg")
+        rows.append({"image": name} | {c.upper(): float(c == dx) for c in dataset.CLASSES})
+    columns = ["image", *challenge.COLUMNS]
+    pd.DataFrame(rows)[columns].to_csv(folder / "ISIC2018_Task3_Test_GroundTruth.csv", index=False)
+    return folder
+
+
 @pytest.fixture(scope="module")
 def other_run(tmp_path_factory):
-    """A short run with other parameters than the default, as in a batch."""
-    parameters = json.loads((REFERENCE / "other_run.json").read_text())["parameters"]
+    """A short run with other parameters than the default, as in a batch, and an official test."""
     folder = tmp_path_factory.mktemp("batch") / "other"
+    parameters = json.loads((REFERENCE / "other_run.json").read_text())["parameters"]
+    parameters["TEST_DIR"] = str(draw_official_test(folder.with_name("official")))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(ROOT)
         return batch.execute_notebook(MAIN, folder, parameters)
@@ -128,8 +145,24 @@ def test_other_run_is_written_out(other_run):
         "figures/history.png",
         "figures/confusion.png",
         "figures/predictions.png",
+        "submission.csv",
     }
     assert "<img" in (other_run.path / "report.html").read_text(encoding="utf-8")
+
+
+def test_official_test_is_scored_and_submitted(other_run):
+    official = other_run.predictions[other_run.predictions["split"] == "official"]
+    assert len(official) == 2 * len(dataset.CLASSES)
+    submission = pd.read_csv(other_run.path / "submission.csv").set_index("image")
+    assert list(submission.columns) == list(challenge.COLUMNS)
+    for dx in dataset.CLASSES:
+        given = official.set_index("image_id")[f"p_{dx}"]
+        assert submission[dx.upper()].to_numpy() == pytest.approx(given[submission.index], abs=1e-6)
+    labels, probabilities, _ = other_run.part("official")
+    found = other_run.metrics["scores"]["official"]["all"]["balanced_accuracy"]["value"]
+    expected = scores.score_predictions(labels, probabilities)["balanced_accuracy"]
+    assert found == pytest.approx(expected, abs=1e-6)  # no ties among these
+    assert not set(official["image_id"]) & set(other_run.predictions["image_id"][:-14])
 
 
 def test_saved_model_answers_the_same_elsewhere(other_run, tmp_path):
@@ -141,11 +174,10 @@ np.save(sys.argv[3], model.predict(np.load(sys.argv[2]), batch_size=32, verbose=
 print(*model.layers[-1].name.split("_"), model.input.shape[1:3], model.input.dtype)
 assert "helpers" not in sys.modules
 """
-    from helpers import dataset, images
-
     parameters = other_run.metrics["parameters"]
     table = dataset.read_dataset("data/sample").set_index("image_id", drop=False)
-    rows = table.loc[other_run.predictions["image_id"]].reset_index(drop=True)
+    held_out = other_run.predictions[other_run.predictions["split"] != "official"]
+    rows = table.loc[held_out["image_id"]].reset_index(drop=True)
     size = (parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"])
     np.save(tmp_path / "pixels.npy", images.load_images(rows, size, tmp_path))
     arguments = [other_run.model_path, tmp_path / "pixels.npy", tmp_path / "answer.npy"]
@@ -160,7 +192,7 @@ assert "helpers" not in sys.modules
     assert done.stdout.split("(")[0].split() == other_run.classes
     assert f"({size[0]}, {size[1]}) uint8" in done.stdout
     columns = [f"p_{dx}" for dx in other_run.classes]
-    expected = other_run.predictions[columns].to_numpy()
+    expected = held_out[columns].to_numpy()
     assert np.load(tmp_path / "answer.npy") == pytest.approx(expected, abs=1e-6)
 
 

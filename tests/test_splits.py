@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.splits import PARTS, SplitError, find_leaks, split_by_lesion
+from helpers.splits import PARTS, SplitError, check_apart, find_leaks, split_by_lesion
 
 
 def make_table(lesions_per_class: list[int], seed: int) -> pd.DataFrame:
@@ -96,3 +96,14 @@ def test_class_missing_from_a_part_is_named():
 def test_leaks_are_found():
     table = pd.DataFrame({"group": ["a", "a", "b"], "split": ["train", "test", "test"]})
     assert find_leaks(table) == ["a"]
+
+
+def test_test_that_shares_images_or_lesions_is_refused():
+    table = pd.DataFrame({"image_id": ["1", "2", "3"], "group": ["a", "a", "b"]})
+    other = pd.DataFrame({"image_id": ["4", "5"], "group": ["c", "d"]})
+    check_apart(table, other)
+    check_apart(table, other.iloc[:0])
+    with pytest.raises(SplitError, match=r"1 images \(2\) and 1 lesions \(a\)"):
+        check_apart(table, table.iloc[1:2])
+    with pytest.raises(SplitError, match=r"the same 1 lesions \(b\)"):
+        check_apart(table, other.assign(group=["b", "d"]))
