@@ -273,4 +273,11 @@ class EpochLines(keras.callbacks.Callback):
 
 def show_progress() -> keras.callbacks.Callback:
     """Make the progress callback: one bar where a person watches, else a line per epoch."""
-    return TqdmCallback(verbose=0) if is_interactive() else EpochLines()
+    if not is_interactive():
+        return EpochLines()
+    progress = TqdmCallback(verbose=0)
+    # The validation figures alone: with all of them there is no room for the bar.
+    progress.on_epoch_end = progress.bar2callback(
+        progress.epoch_bar, pop=["loss", "accuracy", "balanced_accuracy"]
+    )
+    return progress
