@@ -33,12 +33,3 @@ def dense_block(units: int, batch_norm: bool = False) -> list:
     """Make a hidden dense layer with ReLU, and a BatchNormalization after it if asked for."""
     normalisation = [layers.BatchNormalization(momentum=MOMENTUM)] if batch_norm else []
     return [layers.Dense(units, activation="relu"), *normalisation]
-
-
-def check_image_size(height: int, width: int) -> None:
-    """Raise a ValueError if an image of height x width pixels is too small for the net."""
-    if min(height, width) < SMALLEST_SIDE:
-        raise ValueError(
-            f"IMAGE_HEIGHT x IMAGE_WIDTH is {height}x{width}: three convolutions with pooling "
-            f"need at least {SMALLEST_SIDE} pixels on each side"
-        )

@@ -11,9 +11,46 @@ import pandas as pd
 import tensorflow as tf
 from tqdm.keras import TqdmCallback
 
+from helpers.models import SMALLEST_SIDE
 from helpers.progress import is_interactive
+from helpers.runs import RunError
 
+LOWEST = {
+    "IMAGE_HEIGHT": SMALLEST_SIDE,
+    "IMAGE_WIDTH": SMALLEST_SIDE,
+    "EPOCHS": 1,
+    "PATIENCE": 1,
+    "BATCH_SIZE": 1,
+    "LEARNING_RATE": 1e-12,
+    "CLASS_WEIGHT_POWER": 0,
+    "FOLD": 0,
+    "FOLDS": 2,
+    "SEED": 0,
+}
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
+SCHEDULES = ("constant", "cosine")
+
+
+def check_parameters(parameters: dict) -> None:
+    """Raise a RunError that names every parameter of the main notebook that is out of range.
+
+    Args:
+        parameters: name to value, of the right types (`runs.check_parameters`).
+    """
+    problems = [
+        f"{name} is {parameters[name]}, the lowest that works is {lowest}"
+        for name, lowest in LOWEST.items()
+        if not parameters[name] >= lowest
+    ]
+    problems += [
+        f"{name} is {parameters[name]!r}, choose one of {', '.join(choices)}"
+        for name, choices in (("PRECISION", PRECISIONS), ("SCHEDULE", SCHEDULES))
+        if parameters[name] not in choices
+    ]
+    if parameters["FOLD"] >= parameters["FOLDS"]:
+        problems.append("FOLD must be below FOLDS: the first fold is 0")
+    if problems:
+        raise RunError("\n".join(problems))
 
 
 def make_reproducible(seed: int) -> None:
@@ -91,10 +128,10 @@ def make_learning_rate(rate: float, schedule: str, total_steps: int, warmup: flo
     Raises:
         ValueError: an unknown schedule.
     """
+    if schedule not in SCHEDULES:
+        raise ValueError(f"SCHEDULE is {schedule!r}: choose one of {', '.join(SCHEDULES)}")
     if schedule == "constant":
         return rate
-    if schedule != "cosine":
-        raise ValueError(f"SCHEDULE is {schedule!r}: choose constant or cosine")
     warmup_steps = max(1, round(warmup * total_steps))
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup_steps), warmup_target=rate, warmup_steps=warmup_steps

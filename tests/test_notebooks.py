@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from keras import layers
 
-from helpers import batch, dataset, models
+from helpers import batch, dataset, models, runs, training
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
@@ -135,13 +135,15 @@ def test_model_takes_raw_pixels():
     assert first.scale == 1 / 255
 
 
-@pytest.mark.parametrize("side", [21, 22])
-def test_smallest_image_is_what_the_check_says(side):
-    if side < models.SMALLEST_SIDE:
-        with pytest.raises(ValueError, match=r"21x40: three convolutions.*22"):
-            models.check_image_size(side, 40)
-        with pytest.raises(ValueError, match=r"negative dimension|Computed output size"):
-            build_model(IMAGE_HEIGHT=side)
-    else:
-        models.check_image_size(side, side)
-        assert build_model(IMAGE_HEIGHT=side, IMAGE_WIDTH=side).output_shape == (None, 7)
+def test_smallest_side_leaves_a_pixel_to_the_last_pooling():
+    side = models.SMALLEST_SIDE
+    assert build_model(IMAGE_HEIGHT=side, IMAGE_WIDTH=side).output_shape == (None, 7)
+    with pytest.raises(ValueError, match=r"negative dimension|Computed output size"):
+        build_model(IMAGE_HEIGHT=side - 1)
+
+
+def test_default_parameters_are_in_range():
+    (cell,) = [c for c in read_cells(MAIN, "code") if has_tag(c, "parameters")]
+    space = {}
+    exec(cell.source, space)
+    training.check_parameters(runs.check_parameters(space))

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 from sklearn.metrics import balanced_accuracy_score
 
-from helpers import models, pipelines, training
+from helpers import models, pipelines, runs, training
 
 EPOCHS = 5
 
@@ -89,6 +89,22 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
     assert training.make_learning_rate(0.01, "constant", 200) == 0.01
     with pytest.raises(ValueError, match="SCHEDULE is 'cosin'"):
         training.make_learning_rate(0.01, "cosin", 200)
+
+
+def test_parameters_out_of_range_are_named_together():
+    good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto"}
+    good["SCHEDULE"] = "cosine"
+    training.check_parameters(good)
+    bad = {"IMAGE_HEIGHT": 21, "EPOCHS": 0, "LEARNING_RATE": -0.1, "FOLD": 30, "PRECISION": "half"}
+    with pytest.raises(runs.RunError) as caught:
+        training.check_parameters(good | bad)
+    assert str(caught.value).splitlines() == [
+        "IMAGE_HEIGHT is 21, the lowest that works is 22",
+        "EPOCHS is 0, the lowest that works is 1",
+        "LEARNING_RATE is -0.1, the lowest that works is 1e-12",
+        "PRECISION is 'half', choose one of auto, float32, mixed_bfloat16, mixed_float16",
+        "FOLD must be below FOLDS: the first fold is 0",
+    ]
 
 
 def test_precision_is_a_policy_that_keras_knows():
