@@ -9,6 +9,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
 from helpers.runs import Run, RunError, find_parameter_problems, load_run, replace_file
@@ -29,7 +30,7 @@ def execute_notebook(notebook: str | Path, run_dir: str | Path, parameters: dict
 
     Raises:
         RunError: an unknown name, a wrong type (before anything is started), a cell that
-            failed or was not executed, or a run that was not saved.
+            failed or was not executed, a dead kernel, or a run that was not saved.
     """
     notebook, run_dir = Path(notebook), Path(run_dir)
     parameters = {**parameters, "RUN_DIR": str(run_dir)}
@@ -49,6 +50,11 @@ def execute_notebook(notebook: str | Path, run_dir: str | Path, parameters: dict
         raise RunError(
             f"{notebook}, cell {error.cell_index + 1}: {error.ename}: {error.evalue}\n"
             f"The cells up to there are in {output}."
+        ) from None
+    except DeadKernelError:
+        raise RunError(
+            f"{notebook}: the kernel died, perhaps for lack of memory. The same command goes on "
+            "after the last finished epoch; a smaller BATCH_SIZE needs less memory."
         ) from None
     write_report(output, run_dir / "report.html")
     if unfinished := find_unfinished_cells(nbformat.read(output, as_version=4)):

@@ -26,17 +26,6 @@ def augmentation_layers() -> list:
     ]
 
 
-class _BatchSeed(keras.random.SeedGenerator):
-    """Seeds for one batch, from its number: a resumed run draws what the first would have."""
-
-    def __init__(self, seed: tf.Tensor):
-        self.seed, self.draws = seed, 0  # no variable, unlike the base class
-
-    def next(self, ordered: bool = True) -> tf.Tensor:
-        self.draws += 1
-        return self.seed + tf.constant([0, self.draws], self.seed.dtype)
-
-
 def training_batches(
     pixels: np.ndarray,
     labels: np.ndarray,

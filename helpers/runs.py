@@ -133,7 +133,8 @@ def describe_training(history: pd.DataFrame, best_epoch: int, images: int) -> di
     Args:
         history: a row per epoch with the column `seconds`.
         best_epoch: the epoch whose weights were kept, from 1.
-        images: images per epoch.
+        images: training images per epoch. Images per second count these alone, but the seconds
+            are of the whole epoch, validation and checkpoint included.
     """
     return {
         "epochs": len(history),
@@ -209,7 +210,9 @@ def load_run(run_dir: str | Path) -> Run:
         path=run_dir,
         metrics=metrics,
         history=pd.read_csv(run_dir / HISTORY, index_col="epoch"),
-        predictions=pd.read_csv(run_dir / PREDICTIONS, dtype={"image_id": str, "lesion_id": str}),
+        predictions=pd.read_csv(
+            run_dir / PREDICTIONS, dtype=dict.fromkeys(["image_id", "lesion_id", "group"], str)
+        ),
         model_path=run_dir / MODEL,
     )
 

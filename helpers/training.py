@@ -102,15 +102,18 @@ def _has_native_bfloat16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
-def weigh_classes(labels: np.ndarray, power: float) -> dict[int, float]:
+def weigh_classes(labels: np.ndarray, power: float, classes: int) -> dict[int, float]:
     """Compute class weights (N / (K n_k)) ** power, scaled so that the mean image weighs 1.
 
     Args:
-        labels: int (N,), of the training part, every class present.
+        labels: int (N,), of the training part.
         power: 0 no weights, 0.5 square root, 1 inverse frequency.
+        classes: number of classes; one that does not occur weighs 0.
     """
-    counts = np.bincount(labels)
-    weights = (len(labels) / (len(counts) * counts)) ** power
+    counts = np.bincount(labels, minlength=classes)
+    occurs = counts > 0
+    weights = np.where(occurs, len(labels) / (occurs.sum() * np.maximum(counts, 1)), 0.0)
+    weights[occurs] **= power
     weights *= len(labels) / (weights * counts).sum()
     return {k: round(float(weight), 6) for k, weight in enumerate(weights)}
 

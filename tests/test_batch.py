@@ -81,6 +81,13 @@ def test_run_that_ends_early_with_success_does_not_count(tmp_path, capsys):
     assert "were not executed, the run does not count" in capsys.readouterr().err
 
 
+def test_kernel_that_dies_is_an_error_without_a_traceback(tmp_path, capsys):
+    kill = "import os, signal; os.kill(os.getpid(), signal.SIGKILL)"
+    book = make_notebook(tmp_path / "n.ipynb", 'RUN_DIR: str = ""', kill)
+    assert batch.main([str(book), str(tmp_path / "run")]) == 1
+    assert "the kernel died" in capsys.readouterr().err
+
+
 def test_unknown_name_given_to_papermill_itself_stops_the_notebook(tmp_path):
     command = [sys.executable, "-m", "papermill", str(MAIN), str(tmp_path / "out.ipynb")]
     done = subprocess.run(

@@ -74,12 +74,13 @@ def test_evaluation_batches_keep_the_order(data):
 
 
 def test_class_weights_by_hand():
-    labels = np.array([0] * 6 + [1] * 2)
-    assert training.weigh_classes(labels, 0) == {0: 1, 1: 1}
-    assert training.weigh_classes(labels, 1) == pytest.approx({0: 8 / 12, 1: 8 / 4}, abs=1e-6)
-    half = training.weigh_classes(labels, 0.5)
-    assert half[1] / half[0] == pytest.approx(3**0.5, rel=1e-5)
-    assert (6 * half[0] + 2 * half[1]) / 8 == pytest.approx(1, abs=1e-6)
+    labels = np.array([0] * 6 + [2] * 2)
+    assert training.weigh_classes(labels, 0, 4) == {0: 1, 1: 0, 2: 1, 3: 0}
+    full = training.weigh_classes(labels, 1, 3)
+    assert full == pytest.approx({0: 8 / 12, 1: 0, 2: 8 / 4}, abs=1e-6)
+    half = training.weigh_classes(labels, 0.5, 3)
+    assert half[2] / half[0] == pytest.approx(3**0.5, rel=1e-5)
+    assert (6 * half[0] + 2 * half[2]) / 8 == pytest.approx(1, abs=1e-6)
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():
@@ -178,7 +179,7 @@ def train(data, path, interrupt_in=None, patience=99, settings=None):
             epochs=EPOCHS,
             initial_epoch=checkpoint.first_epoch,
             steps_per_epoch=4,
-            class_weight=training.weigh_classes(data[1][:50], 0.5),
+            class_weight=training.weigh_classes(data[1][:50], 0.5, 7),
             callbacks=callbacks,
             shuffle=False,
             verbose=0,
