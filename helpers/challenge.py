@@ -31,7 +31,6 @@ FIGURES = (
     "ap",
 )
 THRESHOLD = 0.5  # a class is answered, for its own figures, where its probability is above
-UNSCORED_IMAGE = "ISIC_0035068"
 
 _INDEX = pd.MultiIndex.from_tuples(
     [("all", "balanced_accuracy")] + [(dx, name) for dx in (*CLASSES, "mean") for name in FIGURES],

@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
-PARTS = ("train", "val", "test")
+from helpers.metadata import SPLITS
+
+PARTS = SPLITS
 VALIDATION_FOLDS = 5  # one in five of the images outside the test part
 
 

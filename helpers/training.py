@@ -184,8 +184,7 @@ class Checkpoint(keras.callbacks.Callback):
         path: the checkpoint file (.npz).
         settings: what must be equal for a checkpoint to be continued, as JSON values.
         epochs: epochs of the whole training.
-        patience: stop after so many epochs without a better `monitor`.
-        monitor: the figure to maximise.
+        patience: stop after so many epochs without a better validation balanced accuracy.
     """
 
     def __init__(
@@ -194,11 +193,10 @@ class Checkpoint(keras.callbacks.Callback):
         settings: dict,
         epochs: int,
         patience: int,
-        monitor: str = "val_balanced_accuracy",
     ):
         super().__init__()
         self.path, self.settings = Path(path), json.loads(json.dumps(settings))
-        self.epochs, self.patience, self.monitor = epochs, patience, monitor
+        self.epochs, self.patience = epochs, patience
         self.rows: list[dict] = []
         self.best_weights: list[np.ndarray] = []
 
@@ -209,8 +207,8 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def best_epoch(self) -> int:
-        """The epoch with the highest `monitor`, from 1; the earliest of equals."""
-        return 1 + int(np.argmax([row[self.monitor] for row in self.rows]))
+        """The epoch with the best validation balanced accuracy, from 1; the earliest of equals."""
+        return 1 + int(np.argmax([row["val_balanced_accuracy"] for row in self.rows]))
 
     @property
     def history(self) -> pd.DataFrame:

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers import challenge, scores
+from helpers import challenge, dataset, scores
 from helpers.dataset import CLASSES
 
 CASE = Path(__file__).parent / "reference" / "challenge_case.json"
@@ -121,7 +121,7 @@ def test_figures_equal_official_scorer(seed, digits):
 def test_official_scorer_leaves_the_unscored_image_out():
     pytest.importorskip("isic_challenge_scoring", reason=NOT_INSTALLED)
     labels, probabilities = make_case(4)
-    with_it = [*name_images(59), challenge.UNSCORED_IMAGE]
+    with_it = [*name_images(59), dataset.UNSCORED_IMAGE]
     official = score_officially(labels, probabilities, with_it)
     assert_same(challenge.compute_figures(labels[:-1], probabilities[:-1]), official)
 
