@@ -28,21 +28,24 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, read back by `load_run`.
+    """A finished run, or an ensemble of runs over folds, read back by `load_run`.
 
     Attributes:
         path: the run's folder.
-        metrics: what metrics.json holds: parameters, data, scores, training, versions.
-        history: a row per epoch, from 1.
-        predictions: image_id, lesion_id, group, split, dx and p_<class> for each class.
-        model_path: the saved model; `keras.models.load_model` reads it.
+        metrics: what metrics.json holds: parameters, data, scores, training, versions; of an
+            ensemble also members.
+        history: a row per epoch, from 1; of an ensemble for each fold, with the column `fold`.
+        predictions: image_id, lesion_id, group, split, dx and p_<class> for each class; of an
+            ensemble also fold, whose model predicted the row (none: the mean of all).
+        model_paths: the saved model, of an ensemble those of all members;
+            `keras.models.load_model` reads them.
     """
 
     path: Path
     metrics: dict
     history: pd.DataFrame
     predictions: pd.DataFrame
-    model_path: Path
+    model_paths: tuple[Path, ...]
 
     @property
     def classes(self) -> list[str]:
@@ -168,11 +171,39 @@ def save_run(
     """
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
+    replace_file(run_dir / MODEL, model.save)
+    return _save_tables(run_dir, metrics, history, predictions, (HISTORY, PREDICTIONS, MODEL))
+
+
+def save_ensemble(
+    folder: str | Path,
+    metrics: dict,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    members: list[Run],
+) -> Path:
+    """Write the folder of an ensemble; its members' folders must lie beside it.
+
+    Args and return value are as of `save_run`, but for `members`: the runs whose models it uses.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metrics = metrics | {"members": {m.path.name: _checksum(m.path / METRICS) for m in members}}
+    return _save_tables(folder, metrics, history, predictions, (HISTORY, PREDICTIONS))
+
+
+def _save_tables(
+    run_dir: Path,
+    metrics: dict,
+    history: pd.DataFrame,
+    predictions: pd.DataFrame,
+    names: tuple[str, ...],
+) -> Path:
+    """Write both tables, then metrics.json with the checksums of the files `names`."""
     replace_file(run_dir / HISTORY, lambda path: history.to_csv(path, float_format="%.6g"))
     replace_file(run_dir / PREDICTIONS, lambda path: predictions.to_csv(path, index=False))
-    replace_file(run_dir / MODEL, model.save)
     versions = {"python": python_version()} | {name: version(name) for name in PACKAGES}
-    files = {name: _checksum(run_dir / name) for name in (HISTORY, PREDICTIONS, MODEL)}
+    files = {name: _checksum(run_dir / name) for name in names}
     text = json.dumps(
         _make_plain({**metrics, "versions": versions, "files": files}), indent=2, allow_nan=False
     )
@@ -181,39 +212,48 @@ def save_run(
 
 
 def load_run(run_dir: str | Path) -> Run:
-    """Read a finished run back.
+    """Read a finished run, or an ensemble, back.
 
     Raises:
         RunError: the folder or a file is missing, or the files are not of one run.
     """
     run_dir = Path(run_dir)
-    missing = [n for n in (METRICS, HISTORY, PREDICTIONS, MODEL) if not (run_dir / n).is_file()]
-    if missing:
-        raise RunError(
-            f"{run_dir} is not a finished run: {', '.join(missing)} missing. Execute the main "
-            f"notebook with RUN_DIR = {str(run_dir)!r}; an interrupted training goes on"
-        )
+    if not (run_dir / METRICS).is_file():
+        raise RunError(_tell_unfinished(run_dir, [METRICS]))
     try:
         metrics = json.loads((run_dir / METRICS).read_text())
-        files = metrics["files"]
+        files, members = dict(metrics["files"]), dict(metrics.get("members", {}))
     except (ValueError, KeyError, TypeError) as error:
         raise RunError(
             f"{run_dir / METRICS} is damaged ({error!r}): execute the run again"
         ) from None
+    files |= {f"../{name}/{METRICS}": checksum for name, checksum in members.items()}
+    if missing := [name for name in files if not (run_dir / name).is_file()]:
+        raise RunError(_tell_unfinished(run_dir, missing))
     changed = [name for name, checksum in files.items() if _checksum(run_dir / name) != checksum]
     if changed:
         raise RunError(
             f"{run_dir}: {', '.join(changed)} differ from what metrics.json describes (edited, or "
             "a later run was interrupted while it was saved): execute the run again"
         )
+    if members:
+        models = tuple(p for name in members for p in load_run(run_dir.parent / name).model_paths)
+    else:
+        models = (run_dir / MODEL,)
+    texts = dict.fromkeys(["image_id", "lesion_id", "group"], str)
     return Run(
         path=run_dir,
         metrics=metrics,
         history=pd.read_csv(run_dir / HISTORY, index_col="epoch"),
-        predictions=pd.read_csv(
-            run_dir / PREDICTIONS, dtype=dict.fromkeys(["image_id", "lesion_id", "group"], str)
-        ),
-        model_path=run_dir / MODEL,
+        predictions=pd.read_csv(run_dir / PREDICTIONS, dtype=texts | {"fold": "Int64"}),
+        model_paths=models,
+    )
+
+
+def _tell_unfinished(run_dir: Path, missing: list[str]) -> str:
+    return (
+        f"{run_dir} is not a finished run: {', '.join(missing)} missing. Execute the main "
+        f"notebook with RUN_DIR = {str(run_dir)!r}; an interrupted training goes on"
     )
 
 

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from helpers import batch, challenge, dataset, drawing, images, runs, scores
+from helpers import batch, challenge, dataset, drawing, experiments, images, runs, scores
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
@@ -52,9 +52,9 @@ def test_wrong_parameters_stop_before_the_run(tmp_path, capsys, arguments, messa
 
 
 def test_texts_become_values_of_the_declared_type():
-    declared = batch.inspect_parameters(MAIN)
+    declared = experiments.inspect_parameters(MAIN)
     pairs = [["EPOCHS", "3"], ["LEARNING_RATE", "1e-4"], ["BATCH_NORM", "True"], ["DATA_DIR", "7"]]
-    assert batch.parse_parameters(pairs, declared) == {
+    assert experiments.parse_parameters(pairs, declared) == {
         "EPOCHS": 3,
         "LEARNING_RATE": 1e-4,
         "BATCH_NORM": True,
@@ -141,7 +141,7 @@ def test_other_run_is_within_its_bounds(other_run):
 
 
 def test_other_run_is_written_out(other_run):
-    names = {path.relative_to(other_run.path).as_posix() for path in other_run.path.rglob("*.*")}
+    names = {p.relative_to(other_run.path).as_posix() for p in other_run.path.rglob("[!.]*.*")}
     assert names == {
         "notebook.ipynb",
         "report.html",
@@ -187,7 +187,7 @@ assert "helpers" not in sys.modules
     rows = table.loc[held_out["image_id"]].reset_index(drop=True)
     size = (parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"])
     np.save(tmp_path / "pixels.npy", images.load_images(rows, size, tmp_path))
-    arguments = [other_run.model_path, tmp_path / "pixels.npy", tmp_path / "answer.npy"]
+    arguments = [other_run.model_paths[0], tmp_path / "pixels.npy", tmp_path / "answer.npy"]
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=tmp_path,

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from keras import layers
 
-from helpers import batch, dataset, models, runs, training
+from helpers import dataset, experiments, models, runs, training
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
@@ -45,7 +45,7 @@ def test_there_is_one_typed_and_commented_parameters_cell(path):
     for line in cell.source.splitlines():
         assert re.fullmatch(r"[A-Z][A-Z0-9_]*: (bool|int|float|str) = [^=]+  # .+", line), line
     names = [line.split(":")[0] for line in cell.source.splitlines()]
-    assert list(batch.inspect_parameters(path)) == names
+    assert list(experiments.inspect_parameters(path)) == names
 
 
 @each_notebook
