@@ -188,6 +188,7 @@ def _end_with_parent() -> None:
         time.sleep(10)
         os._exit(1)
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     threading.Thread(target=watch, daemon=True).start()
 
 

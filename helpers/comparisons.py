@@ -117,7 +117,7 @@ def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame
     Args:
         table: as from `tabulate_runs`.
         varied: as from `find_varied`.
-        name: the parameter; its first value in the table is what the others are compared with.
+        name: the parameter; its smallest value is what the others are compared with.
 
     Returns:
         A row per pair: against and value (of the parameter), the other varied parameters, the
@@ -126,7 +126,7 @@ def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame
     """
     others = _list_others(table, varied, name)
     columns = [f"{part}_{score}" for part in PARTS for score in SCORES] + ["seconds"]
-    reference, *values = table[name].unique()
+    reference, *values = sorted(table[name].unique())
     pairs = []
     for value in values:
         both = table[table[name] == reference].merge(

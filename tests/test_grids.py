@@ -6,6 +6,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import nbformat
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from helpers import batch, experiments, grids, runs
 from helpers.experiments import read_experiment
 
+EXPERIMENTS = Path(__file__).parents[1] / "notebooks/experiments"
 PARAMETERS = """
 RUN_DIR: str = ""  # where to write
 RATE: float = 0.1  # of nothing
@@ -128,6 +130,11 @@ def test_faults_of_the_file_are_all_named(project, text, messages):
     for message in messages:
         assert message in str(caught.value)
     assert not (project / "runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted(EXPERIMENTS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_experiments_fit_their_notebook(path):
+    assert read_experiment(path).runs
 
 
 def test_empty_file_and_missing_notebook_are_named(project):
