@@ -51,7 +51,7 @@ def execute_experiment(experiment: Experiment, jobs: int = 1, dask: str = "") ->
             that cannot execute the runs.
     """
     waiting = [planned for planned in experiment.runs if not experiments.find_finished(planned)]
-    progress = _Progress(experiment, len(experiment.runs) - len(waiting))
+    progress = _Progress(experiment, waiting)
     failures = {}
     with _open_executor(experiment, jobs, dask) as submit, progress:
         running: dict[Future, PlannedRun] = {}
@@ -69,7 +69,7 @@ def execute_experiment(experiment: Experiment, jobs: int = 1, dask: str = "") ->
                     continue
                 if code:
                     failures[planned.path.name] = message
-                progress.report(planned, message)
+                progress.report(planned, message, [*running.values(), *waiting])
             progress.show([*running.values(), *waiting])
     ensembles.join_experiment(experiment)
     return failures
@@ -158,9 +158,10 @@ def share_machine(jobs: int) -> list[dict]:
 class _Progress:
     """How far the whole experiment is, with the time left: a bar on a terminal, else lines."""
 
-    def __init__(self, experiment: Experiment, finished: int):
-        self.total, self.done, self.at_start = len(experiment.runs), finished, finished
-        self.start = time.monotonic()
+    def __init__(self, experiment: Experiment, waiting: list[PlannedRun]):
+        self.total = len(experiment.runs)
+        self.done = finished = self.total - len(waiting)
+        self.start, self.at_start = time.monotonic(), finished + _sum_progress(waiting)
         name = experiment.folder.name
         tqdm.write(f"{name}: {self.total} runs, {finished} finished already", sys.stderr)
         self.bar = tqdm(
@@ -176,16 +177,16 @@ class _Progress:
     def __exit__(self, *_):
         self.bar.close()
 
-    def report(self, planned: PlannedRun, problem: str) -> None:
-        """Tell that a run has ended, and how."""
+    def report(self, planned: PlannedRun, problem: str, rest: list[PlannedRun]) -> None:
+        """Tell that a run has ended, and how, and how long the rest will take."""
         self.done += 1
         end = f"FAILED: {problem}" if problem else "finished"
-        left = self._estimate_left(self.done) if self.done < self.total else ""
+        left = self._estimate_left(self.done + _sum_progress(rest)) if rest else ""
         tqdm.write(f"[{self.done}/{self.total}] {planned.path.name}: {end}{left}", sys.stderr)
 
-    def show(self, running: list[PlannedRun]) -> None:
+    def show(self, rest: list[PlannedRun]) -> None:
         """Move the bar."""
-        done = self.done + sum(read_progress(planned.path / LOG) for planned in running)
+        done = self.done + _sum_progress(rest)
         self.bar.n = round(done, 2)
         self.bar.set_postfix_str(f"{self.done}/{self.total} runs{self._estimate_left(done)}")
 
@@ -207,6 +208,10 @@ def read_progress(log: Path) -> float:
     except OSError:
         return 0.0
     return int(found[-1][0]) / int(found[-1][1]) if found else 0.0
+
+
+def _sum_progress(planned: list[PlannedRun]) -> float:
+    return sum(read_progress(run.path / LOG) for run in planned)
 
 
 def shorten_path(path: Path, root: Path) -> str:
