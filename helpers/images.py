@@ -7,7 +7,7 @@ import os
 import shutil
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -123,7 +123,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     except Exception as error:  # malformed files make the decoders raise nearly anything
         problem = f"{path}: {_explain_failure(error)}"
         raise ImageError("image unreadable; get or save the file anew", [problem]) from error
-    return pixels if size is None else _resize_pixels(pixels, size)
+    return pixels if size is None else resize_pixels(pixels, size)
 
 
 def _check_size(size: tuple[int, int]) -> tuple[int, int]:
@@ -194,7 +194,8 @@ def _turn_upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes uint8 pixels (height, width, 3) to the size as `read_image` does."""
     height, width = size
     # Shrinking first: OpenCV averages areas only where no side grows.
     smaller = (min(width, pixels.shape[1]), min(height, pixels.shape[0]))
@@ -265,7 +266,7 @@ def _write_cache(cache: Path, paths: list[str], shape: tuple[int, ...]) -> None:
         with part.open("xb") as file:
             header = {"descr": "|u1", "fortran_order": False, "shape": shape}
             np.lib.format.write_array_header_1_0(file, header)
-            for decoding in _decode_images(paths, shape[1:3]):
+            for decoding in decode_images(paths, shape[1:3]):
                 try:
                     file.write(decoding.result().data)
                 except ImageError as error:
@@ -278,19 +279,31 @@ def _write_cache(cache: Path, paths: list[str], shape: tuple[int, ...]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _decode_images(paths: list[str], size: tuple[int, int]) -> Iterator[Future]:
-    """Decodes in threads (the decoders release the interpreter's lock), in order, under a bar."""
+def decode_images(
+    paths: Sequence[str | os.PathLike], size: tuple[int, int], ahead: int = 0
+) -> Iterator[Future]:
+    """Decodes in threads (the decoders release the interpreter's lock), in order, under a bar.
+
+    Args:
+        paths: the files.
+        size: as for `read_image`.
+        ahead: images that are decoded before they are asked for, at least; more where the threads
+            would otherwise wait.
+
+    Yields:
+        For each file a finished or running `read_image`: `result()` gives its array or raises.
+    """
     cpus = _count_cpus()
     # No bar in the first second: there is nothing to see for a small folder.
     bar = show_bar(desc="Decoding images", total=len(paths), unit="image", delay=1)
     with ThreadPoolExecutor(cpus) as pool, bar:
-        ahead: deque[Future] = deque()
+        waiting: deque[Future] = deque()
         for path in paths:
-            ahead.append(pool.submit(read_image, path, size))
-            if len(ahead) > cpus * IMAGES_AHEAD:
-                yield ahead.popleft()
+            waiting.append(pool.submit(read_image, path, size))
+            if len(waiting) > max(ahead, cpus * IMAGES_AHEAD):
+                yield waiting.popleft()
                 bar.update()
-        for decoding in ahead:
+        for decoding in waiting:
             yield decoding
             bar.update()
 

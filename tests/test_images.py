@@ -224,7 +224,7 @@ def forbid_decoding(monkeypatch):
     def fail(*args):
         raise AssertionError("decoded again")
 
-    monkeypatch.setattr(module, "_decode_images", fail)
+    monkeypatch.setattr(module, "decode_images", fail)
 
 
 def test_second_call_does_not_decode(tmp_path, monkeypatch):
