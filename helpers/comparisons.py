@@ -155,7 +155,7 @@ def _list_others(table: pd.DataFrame, varied: list[str], name: str) -> list[str]
     return [other for other in varied if other != name and not _goes_along(table, name, other)]
 
 
-def compare_pairs(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def compare_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     """Average paired differences and say between which bounds the true mean may lie.
 
     The interval is Student's with the corrected variance s² (1/n + n_test / n_train): runs over
@@ -166,7 +166,6 @@ def compare_pairs(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
 
     Args:
         pairs: as from `pair_runs`.
-        level: coverage wanted, 0 … 1.
 
     Returns:
         A row per value, part and score: pairs, mean (difference), low, high, won (pairs in which
@@ -178,7 +177,7 @@ def compare_pairs(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
         for part, score in itertools.product(PARTS, SCORES):
             differences = of_value[f"{part}_{score}"].to_numpy()
             ratio = of_value[f"{part}_ratio"].mean() if several_folds else 0.0
-            mean, half = estimate_mean(differences, ratio, level)
+            mean, half = estimate_mean(differences, ratio)
             rows.append(
                 {
                     "value": value,
@@ -194,19 +193,18 @@ def compare_pairs(pairs: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     return pd.DataFrame(rows).set_index(["value", "part", "score"])
 
 
-def estimate_mean(values: np.ndarray, ratio: float, level: float = 0.95) -> tuple[float, float]:
-    """Return the mean of values (n,) and half the width of its interval, see `compare_pairs`.
+def estimate_mean(values: np.ndarray, ratio: float) -> tuple[float, float]:
+    """Return the mean of values (n,) and half the width of its 95 % interval, see `compare_pairs`.
 
     Args:
         values: one per run or pair.
         ratio: n_test / n_train of each fold, 0 for independent values.
-        level: coverage wanted, 0 … 1.
     """
     n = len(values)
     if n < 2:
         return float(np.mean(values)), np.nan
     error = np.sqrt(np.var(values, ddof=1) * (1 / n + ratio))
-    return float(np.mean(values)), float(student.ppf((1 + level) / 2, n - 1) * error)
+    return float(np.mean(values)), float(student.ppf(0.975, n - 1) * error)
 
 
 def plot_curves(runs: list[Run], table: pd.DataFrame, varied: list[str]) -> Figure:
