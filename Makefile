@@ -19,8 +19,8 @@ run: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest --nbval -x -p tests.nbval_streams $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval -x -p tests.nbval_streams $(NOTEBOOKS)
 
 lab: .venv/installed
 	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb

@@ -58,6 +58,30 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     return softmax(_take_logarithm(probabilities) / temperature, axis=1)
 
 
+def adjust_prior(labels: np.ndarray, probabilities: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Adjust probabilities to classes that are all equally frequent, from validation images.
+
+    Calibrated by temperature, divided by how probable the model finds each class on average (the
+    prior that it learned, class weights included), and normalised: Saerens, Latinne and
+    Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, Neural
+    Computation 14, 2002. The most probable class is then the answer with the best balanced
+    accuracy, as that of the calibrated probabilities is the one with the best accuracy (Menon et
+    al., Long-tail learning via logit adjustment, ICLR 2021).
+
+    Args:
+        labels: int (V,), true classes of validation images.
+        probabilities: float (V, K), what the model answered for them.
+        others: float (N, K), what it answered for any images.
+
+    Returns:
+        float (N, K).
+    """
+    temperature = fit_temperature(labels, probabilities)
+    prior = apply_temperature(probabilities, temperature).mean(axis=0)
+    odds = apply_temperature(others, temperature) / np.maximum(prior, SMALLEST_PROBABILITY)
+    return odds / odds.sum(axis=1, keepdims=True)
+
+
 def calibrate_run(run: Run) -> tuple[pd.DataFrame, tuple[float, ...]]:
     """Calibrate a run's predictions with temperatures fitted to its validation part.
 

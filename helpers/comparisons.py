@@ -9,11 +9,12 @@ import seaborn as sns
 from matplotlib.figure import Figure
 from scipy.stats import t as student
 
+from helpers.calibration import adjust_prior
 from helpers.runs import Run
-from helpers.scores import score_predictions
+from helpers.scores import PRIOR_ADJUSTED, score_predictions
 
 REPEATS = ("FOLD", "SEED")  # vary without being a question of their own
-SCORES = ("accuracy", "balanced_accuracy", "auc")
+SCORES = ("accuracy", "balanced_accuracy", PRIOR_ADJUSTED, "auc")
 PARTS = {"val": "validation", "test": "test"}
 
 
@@ -42,7 +43,9 @@ def tabulate_runs(runs: list[Run]) -> pd.DataFrame:
         row = {name: run.metrics["parameters"].get(name) for name in find_varied(runs)}
         for part in PARTS:
             labels, probabilities, _ = run.part(part)
+            adjusted = adjust_prior(*run.part("val")[:2], probabilities)
             found = score_predictions(labels, probabilities)
+            found[PRIOR_ADJUSTED] = score_predictions(labels, adjusted)["balanced_accuracy"]
             row |= {f"{part}_{name}": found[name] for name in SCORES}
             row[f"{part}_ratio"] = split[part] / split["train"]
         for name in SCORES:
@@ -246,7 +249,7 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
     """
     figures = compare_pairs(pairs)
     values = list(pairs["value"].unique())
-    figure, axs = plt.subplots(1, len(SCORES), figsize=(11, 2.6 + 0.6 * len(values)), sharey=True,
+    figure, axs = plt.subplots(1, len(SCORES), figsize=(13, 2.6 + 0.6 * len(values)), sharey=True,
                                layout="constrained", squeeze=False)  # fmt: skip
     for axes, score in zip(axs[0], SCORES, strict=True):
         labels = []
@@ -261,7 +264,8 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
             axes.plot(mean, y, "D", color="C0")
             labels.append(told if len(values) == 1 else f"{value}, {told}")
         axes.axvline(0, color="0.4", linewidth=1, linestyle="--")
-        axes.set(title=score.replace("_", " ").replace("auc", "AUC"), xlabel="difference")
+        title = score.replace("prior_adjusted_", "prior-adjusted\n").replace("auc", "AUC")
+        axes.set(title=title.replace("_", " "), xlabel="difference")
         axes.set(yticks=-np.arange(len(labels)), yticklabels=labels)
         axes.set_ylim(-len(labels) + 0.4, 0.5)
     told = " and ".join(map(str, values))
@@ -274,7 +278,7 @@ def plot_cost(table: pd.DataFrame, varied: list[str]) -> Figure:
     """Draw the test's balanced accuracy and AUC of each run against its training seconds."""
     settings = name_settings(table, varied)
     figure, axs = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axes, score in zip(axs, SCORES[1:], strict=True):
+    for axes, score in zip(axs, ("balanced_accuracy", "auc"), strict=True):
         sns.scatterplot(
             x=table["seconds"], y=table[f"test_{score}"], hue=settings, ax=axes,
             legend=score == "auc",

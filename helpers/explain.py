@@ -11,6 +11,8 @@ import tensorflow as tf
 from keras import layers
 from matplotlib import colormaps
 
+from helpers.pipelines import predict_rows
+
 CONVOLUTIONS = (
     layers.Conv2D,
     layers.Conv2DTranspose,
@@ -32,13 +34,16 @@ TOLERANCE = 0.1
 OPACITY = 0.6
 
 
-def check_predictions(model: keras.Model, pixels: np.ndarray, probabilities: np.ndarray) -> float:
+def check_predictions(
+    model: keras.Model, pixels: np.ndarray, probabilities: np.ndarray, views: int = 1
+) -> float:
     """Check that a net and images give the probabilities of a run's predictions.csv.
 
     Args:
         model: the run's net.
         pixels: uint8 (N, height, width, 3), as it takes them.
         probabilities: float (N, K), as they were saved.
+        views: over how many views the run averaged, its parameter VIEWS.
 
     Returns:
         The largest difference.
@@ -46,7 +51,8 @@ def check_predictions(model: keras.Model, pixels: np.ndarray, probabilities: np.
     Raises:
         ValueError: it is more than rounding explains.
     """
-    difference = float(np.abs(model.predict(pixels, verbose=0) - probabilities).max())
+    found = predict_rows(model, pixels, np.arange(len(pixels)), BATCH, views=views)
+    difference = float(np.abs(found - probabilities).max())
     if not difference <= TOLERANCE:
         raise ValueError(
             f"the net's probabilities differ from predictions.csv by up to {difference:.2f}, more "
@@ -294,6 +300,15 @@ def _list_layers(model: keras.Model) -> Iterator[layers.Layer]:
             yield layer
 
 
+def _list_operations(model: keras.Model) -> Iterator[keras.Operation]:
+    """Walk through all that computes: layers, and operations such as the sum of two tensors."""
+    for node in getattr(model, "operations", model.layers):
+        if isinstance(node, keras.Model):
+            yield from _list_operations(node)
+        else:
+            yield node
+
+
 def _copy_model(
     model: keras.Model, rebuild: Callable[[layers.Layer, dict], layers.Layer], kept: int
 ) -> keras.Model:
@@ -340,7 +355,8 @@ def _make_logit_model(model: keras.Model) -> keras.Model:
 def _find_map_layer(net: keras.Model, pixels: np.ndarray, name: str) -> layers.Layer:
     """Find the layer whose maps Grad-CAM uses, by watching the net read one image."""
     outputs = []
-    with _watch_outputs(_list_layers(net), lambda layer, output: outputs.append((layer, output))):
+    operations = _list_operations(net)
+    with _watch_outputs(operations, lambda layer, output: outputs.append((layer, output))):
         net(pixels, training=False)
     convolved, found = False, {}
     for layer, output in outputs:

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 from helpers import drawing, images
+from helpers.fields import load_image_model
 from helpers.runs import Run, RunError, load_run, replace_file
 
 # Keras' name of the format, ending of the file, packages that requirements.txt does not bring.
@@ -56,7 +57,7 @@ def export_run(run: Run, to: str) -> dict:
     if problems:
         raise RunError("\n".join(problems))
     keras_format, ending, _ = FORMATS[to]
-    trained = keras.models.load_model(run.model_paths[0])
+    trained = load_image_model(run.model_paths[0])
     model = copy_in_float32(trained)
     pixels = make_check_images(trained.input_shape[1:3])
     expected = model.predict(pixels, verbose=0)
@@ -114,16 +115,18 @@ def find_problems(run: Run, to: str) -> list[str]:
 
 
 def copy_in_float32(model: keras.Model) -> keras.Model:
-    """Copy a net so that all its layers compute in float32, with the same weights.
+    """Copy a net so that all its layers, nested ones too, compute in float32, weights as they were.
 
     Weights are float32 in mixed precision too; only the arithmetic changes. Not every runtime
     that reads an export knows bfloat16.
     """
 
-    def rebuild(layer: keras.Layer) -> keras.Layer:
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+    def rebuild(node: keras.Operation) -> keras.Operation:
+        if not isinstance(node, keras.Layer):  # such as the sum of two tensors
+            return node
+        return type(node).from_config({**node.get_config(), "dtype": "float32"})
 
-    copy = keras.models.clone_model(model, clone_function=rebuild)
+    copy = keras.models.clone_model(model, clone_function=rebuild, recursive=True)
     copy.set_weights(model.get_weights())
     return copy
 

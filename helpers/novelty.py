@@ -20,6 +20,7 @@ from sklearn.covariance import LedoitWolf
 
 import helpers
 from helpers import dataset, images, sample, scores
+from helpers.fields import load_image_model
 from helpers.runs import Run, RunError, replace_file
 
 NOVELTY = "novelty.npz"
@@ -221,7 +222,7 @@ def load_detector(run: Run, data_dir: str = "") -> Detector:
 def fit_run(run: Run, data_dir: str = "") -> Detector:
     """Fit a detector to a run's model, from the run's images; see `load_detector`."""
     table = _read_images_table(run, data_dir)
-    model = keras.models.load_model(run.model_paths[0])
+    model = load_image_model(run.model_paths[0])
     project = Path(helpers.__file__).parents[1]
     pixels = images.load_images(table, model.input_shape[1:3], project / "data/cache")
     # What the run has no predictions for is what its model was trained on.

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import keras
 import matplotlib.pyplot as plt
 import numpy as np
@@ -20,8 +19,9 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from helpers import calibration, challenge, explain, images, novelty, strange
+from helpers import calibration, challenge, explain, images, novelty, pipelines, strange
 from helpers.dataset import CLASSES
+from helpers.fields import load_image_model
 from helpers.runs import METRICS, Run, RunError, load_run, replace_file
 
 UNSURE = "unsure"
@@ -92,7 +92,7 @@ class Classifier:
 def load_classifier(
     loaded: Sequence[Run],
     accuracy: float = 0.9,
-    views: int = 1,
+    views: int | None = None,
     warn: bool = True,
     false_alarm_rate: float = novelty.FALSE_ALARM_RATE,
     data_dir: str = "",
@@ -104,7 +104,8 @@ def load_classifier(
             probabilities of all nets are calibrated, then averaged.
         accuracy: wanted share of right ones among the given answers, see
             `choose_operating_point`.
-        views: 1, or 8 for test-time averaging, see `make_views`.
+        views: 1, or 8 for test-time averaging, see `pipelines.turn_images`; None for what the first
+            run was scored with.
         warn: score how unlike the training images an image is (`novelty.load_detector`).
         false_alarm_rate: of that warning.
         data_dir: see `novelty.load_detector`.
@@ -114,6 +115,8 @@ def load_classifier(
     """
     loaded = _list_members(loaded)
     problems = find_mismatches(loaded)
+    if views is None and loaded:
+        views = loaded[0].metrics["parameters"].get("VIEWS", 1)
     if views not in VIEWS:
         problems.append(f"views is {views}, wanted is {' or '.join(map(str, VIEWS))}")
     for name, value in (("accuracy", accuracy), ("false-alarm rate", false_alarm_rate)):
@@ -125,7 +128,7 @@ def load_classifier(
     for run in loaded:
         predictions, temperatures = calibration.calibrate_run(run)
         calibrated.append(predictions)
-        model = keras.models.load_model(run.model_paths[0])
+        model = load_image_model(run.model_paths[0])
         detector = novelty.load_detector(run, data_dir) if warn else None
         members.append(Member(model, novelty.make_reader(model), temperatures[0], detector))
     classes = loaded[0].classes
@@ -248,30 +251,6 @@ def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
     for path, upload in zip(paths, uploads, strict=True):
         path.write_bytes(bytes(upload["content"]))
     return paths
-
-
-def make_views(pixels: np.ndarray) -> np.ndarray:
-    """Make the eight views of the dihedral group: four quarter turns, each as it is and mirrored.
-
-    A lesion has no upright position, so all eight are the same case. Where height and width
-    differ, the turned views are squashed into the same shape: that is what `images.read_image`
-    makes of a photograph taken with the camera held the other way, and nothing is cut off.
-
-    Args:
-        pixels: uint8 (N, height, width, 3).
-
-    Returns:
-        uint8 (8, N, height, width, 3), the first as it was.
-    """
-    height, width = pixels.shape[1:3]
-    turned = np.ascontiguousarray(pixels.swapaxes(1, 2))
-    if height != width:
-        turned = np.stack(
-            [cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA) for image in turned]
-        )
-    return np.stack(
-        [view[:, ::y, ::x] for view in (pixels, turned) for y in (1, -1) for x in (1, -1)]
-    )
 
 
 def predict_images(classifier: Classifier, paths: Sequence[str | Path]) -> pd.DataFrame:
@@ -522,7 +501,10 @@ def _make_parser() -> argparse.ArgumentParser:
         help="share of right ones wanted among the given answers; the rest is unsure (%(default)s)",
     )
     parser.add_argument(
-        "--views", type=int, choices=VIEWS, default=1, help="8: average turned, mirrored views"
+        "--views",
+        type=int,
+        choices=VIEWS,
+        help="8: average turned, mirrored views (as the run was scored)",
     )
     parser.add_argument(
         "--false-alarms",
@@ -546,7 +528,7 @@ def _make_parser() -> argparse.ArgumentParser:
 
 def _list_members(loaded: Sequence[Run]) -> list[Run]:
     """Put the members, which are runs, in the place of ensembles."""
-    return [load_run(path.parent) for run in loaded for path in run.model_paths]
+    return [load_run(path.parent, image_only=True) for run in loaded for path in run.model_paths]
 
 
 def _read_size(run: Run) -> tuple[int, int]:
@@ -576,7 +558,7 @@ def _read_batches(
 
 def _answer(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (N, K) and novelty (N,) of a batch, averaged over nets and views."""
-    views = make_views(pixels) if classifier.views > 1 else pixels[None]
+    views = np.stack([pipelines.turn_images(pixels, view) for view in range(classifier.views)])
     probabilities, strangeness = [], []
     for member in classifier.members:
         features, found = novelty.read_features(member.reader, views.reshape(-1, *pixels.shape[1:]))

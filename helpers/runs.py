@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib.metadata import version
@@ -14,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
-METRICS, HISTORY, PREDICTIONS, MODEL = (
+METRICS, HISTORY, PREDICTIONS, IMAGE_ONLY, MODEL = (
     "metrics.json",
     "history.csv",
     "predictions.csv",
+    "predictions_image_only.csv",
     "model.keras",
 )
 
@@ -59,14 +60,15 @@ class Run:
         return labels, rows[[f"p_{dx}" for dx in self.classes]].to_numpy(), rows["group"].to_numpy()
 
 
-def check_parameters(namespace: dict) -> dict:
+def check_parameters(namespace: dict, optional: Collection[str] = ()) -> dict:
     """Return the parameters of a notebook, after checking names and types.
 
-    The parameters cell declares them with a type (`EPOCHS: int = 20`); an injected cell may
+    The parameters cell declares them with a type (`SEED: int = 0`); an injected cell may
     then set other values. papermill itself only warns of a name that nobody declared.
 
     Args:
         namespace: the notebook's `globals()`.
+        optional: parameters that may be None.
 
     Returns:
         Name to value, in the order of declaration.
@@ -76,7 +78,8 @@ def check_parameters(namespace: dict) -> dict:
     """
     declared = {n: t for n, t in namespace["__annotations__"].items() if n.isupper()}
     given = {n: v for n, v in namespace.items() if n.isupper() and not n.startswith("_")}
-    problems = find_parameter_problems(given, {n: t.__name__ for n, t in declared.items()})
+    set_ones = {n: v for n, v in given.items() if not (v is None and n in optional)}
+    problems = find_parameter_problems(set_ones, {n: t.__name__ for n, t in declared.items()})
     if problems:
         raise RunError("\n".join(problems))
     return {name: given[name] for name in declared}
@@ -153,6 +156,7 @@ def save_run(
     history: pd.DataFrame,
     predictions: pd.DataFrame,
     model,
+    image_only: pd.DataFrame | None = None,
 ) -> Path:
     """Write a run's folder; metrics.json comes last and vouches for the other files.
 
@@ -165,6 +169,7 @@ def save_run(
         history: a row per epoch.
         predictions: a row per image of the validation and test parts.
         model: a Keras model.
+        image_only: what a model that takes metadata too answers without any, as `predictions`.
 
     Returns:
         The folder.
@@ -172,7 +177,11 @@ def save_run(
     run_dir = Path(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     replace_file(run_dir / MODEL, model.save)
-    return _save_tables(run_dir, metrics, history, predictions, (HISTORY, PREDICTIONS, MODEL))
+    names = [HISTORY, PREDICTIONS, MODEL]
+    if image_only is not None:
+        replace_file(run_dir / IMAGE_ONLY, lambda path: image_only.to_csv(path, index=False))
+        names.append(IMAGE_ONLY)
+    return _save_tables(run_dir, metrics, history, predictions, names)
 
 
 def save_ensemble(
@@ -197,7 +206,7 @@ def _save_tables(
     metrics: dict,
     history: pd.DataFrame,
     predictions: pd.DataFrame,
-    names: tuple[str, ...],
+    names: Sequence[str],
 ) -> Path:
     """Write both tables, then metrics.json with the checksums of the files `names`."""
     replace_file(run_dir / HISTORY, lambda path: history.to_csv(path, float_format="%.6g"))
@@ -211,8 +220,13 @@ def _save_tables(
     return run_dir
 
 
-def load_run(run_dir: str | Path) -> Run:
+def load_run(run_dir: str | Path, image_only: bool = False) -> Run:
     """Read a finished run, or an ensemble, back.
+
+    Args:
+        run_dir: the run's folder.
+        image_only: of a run whose model takes metadata too, read what it answers without any, as
+            it does for one's own images (`fields.load_image_model`).
 
     Raises:
         RunError: the folder or a file is missing, or the files are not of one run.
@@ -241,11 +255,12 @@ def load_run(run_dir: str | Path) -> Run:
     else:
         models = (run_dir / MODEL,)
     texts = dict.fromkeys(["image_id", "lesion_id", "group"], str)
+    table = IMAGE_ONLY if image_only and IMAGE_ONLY in files else PREDICTIONS
     return Run(
         path=run_dir,
         metrics=metrics,
         history=pd.read_csv(run_dir / HISTORY, index_col="epoch"),
-        predictions=pd.read_csv(run_dir / PREDICTIONS, dtype=texts | {"fold": "Int64"}),
+        predictions=pd.read_csv(run_dir / table, dtype=texts | {"fold": "Int64"}),
         model_paths=models,
     )
 

@@ -10,6 +10,7 @@ import pandas as pd
 from sklearn.metrics import precision_recall_fscore_support, roc_auc_score
 
 SCORES = ("accuracy", "balanced_accuracy", "macro_f1", "auc")
+PRIOR_ADJUSTED = "prior_adjusted_balanced_accuracy"
 
 
 def score_predictions(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
@@ -37,6 +38,7 @@ def score_with_intervals(
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    adjusted: np.ndarray | None = None,
 ) -> pd.DataFrame:
     """Compute the scores of `score_predictions` with bootstrap intervals over lesions.
 
@@ -52,18 +54,25 @@ def score_with_intervals(
         resamples: number of bootstrap samples.
         level: coverage wanted, 0 … 1.
         seed: of the resampling.
+        adjusted: float (N, K), the probabilities adjusted to equally frequent classes
+            (`calibration.adjust_prior`); adds their balanced accuracy as PRIOR_ADJUSTED.
 
     Returns:
-        A table with the index SCORES and the columns value, low and high.
+        A table with the index SCORES (and PRIOR_ADJUSTED) and the columns value, low and high.
     """
     labels, probabilities = _check(labels, probabilities)
-    draws = {name: [] for name in SCORES}
+    values = score_predictions(labels, probabilities)
+    if adjusted is not None:
+        values[PRIOR_ADJUSTED] = score_predictions(labels, adjusted)["balanced_accuracy"]
+    draws = {name: [] for name in values}
     for weights in draw_lesions(labels, np.asarray(groups), resamples, seed):
-        for name, values in _score(labels, probabilities, weights).items():
-            draws[name].append(values)
+        for name, drawn in _score(labels, probabilities, weights).items():
+            draws[name].append(drawn)
+        if adjusted is not None:
+            draws[PRIOR_ADJUSTED].append(_score_recall(labels, adjusted, weights))
     tail = (1 - level) / 2
     rows = {}
-    for name, value in score_predictions(labels, probabilities).items():
+    for name, value in values.items():
         low, high = np.nanquantile(np.concatenate(draws[name]), [tail, 1 - tail])
         rows[name] = {"value": value, "low": float(low), "high": float(high)}
     return pd.DataFrame.from_dict(rows, orient="index")
@@ -152,6 +161,14 @@ def _score(
         "macro_f1": np.nanmean(f1, axis=1),
         "auc": _mean_of_defined(np.stack(auc, axis=1)),
     }
+
+
+def _score_recall(labels: np.ndarray, probabilities: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Compute the mean recall under B sets of image weights (B, N); returns (B,)."""
+    truth = np.eye(probabilities.shape[1])[labels]
+    is_right = probabilities.argmax(1) == labels
+    with np.errstate(invalid="ignore"):
+        return np.nanmean((weights * is_right) @ truth / (weights @ truth), axis=1)
 
 
 def _score_auc(positive: np.ndarray, score: np.ndarray, weights: np.ndarray) -> np.ndarray:

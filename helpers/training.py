@@ -12,7 +12,9 @@ import tensorflow as tf
 from tqdm.keras import TqdmCallback
 
 from helpers.models import SMALLEST_SIDE
+from helpers.pretrained import BODY_RATE, NETS, FineTuning, find_problems
 from helpers.progress import is_interactive
+from helpers.recipes import MODELS
 from helpers.runs import RunError
 
 LOWEST = {
@@ -22,6 +24,7 @@ LOWEST = {
     "PATIENCE": 1,
     "BATCH_SIZE": 1,
     "LEARNING_RATE": 1e-12,
+    "WEIGHT_DECAY": 0,
     "CLASS_WEIGHT_POWER": 0,
     "FOLD": 0,
     "FOLDS": 2,
@@ -29,13 +32,15 @@ LOWEST = {
 }
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 SCHEDULES = ("constant", "cosine")
+CHOICES = {"MODEL": MODELS, "PRECISION": PRECISIONS, "SCHEDULE": SCHEDULES, "VIEWS": (1, 8)}
 
 
 def check_parameters(parameters: dict) -> None:
     """Raise a RunError that names every parameter of the main notebook that is out of range.
 
     Args:
-        parameters: name to value, of the right types (`runs.check_parameters`).
+        parameters: name to value, of the right types (`runs.check_parameters`), none of them open
+            (`recipes.complete_parameters`).
     """
     problems = [
         f"{name} is {parameters[name]}, the lowest that works is {lowest}"
@@ -43,10 +48,17 @@ def check_parameters(parameters: dict) -> None:
         if not parameters[name] >= lowest
     ]
     problems += [
-        f"{name} is {parameters[name]!r}, choose one of {', '.join(choices)}"
-        for name, choices in (("PRECISION", PRECISIONS), ("SCHEDULE", SCHEDULES))
+        f"{name} is {parameters[name]!r}, choose one of {', '.join(map(str, choices))}"
+        for name, choices in CHOICES.items()
         if parameters[name] not in choices
     ]
+    if parameters["MODEL"] in NETS:
+        size = parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"]
+        problems += find_problems(parameters["MODEL"], size, parameters["WEIGHTS"])
+    if parameters["BATCH_NORM"] and parameters["MODEL"] != "cnn":
+        problems.append(
+            f"BATCH_NORM belongs to the cnn: with MODEL {parameters['MODEL']!r} leave it out"
+        )
     if parameters["FOLD"] >= parameters["FOLDS"]:
         problems.append("FOLD must be below FOLDS: the first fold is 0")
     if problems:
@@ -86,11 +98,13 @@ def choose_precision(precision: str = "auto") -> str:
 
 
 def choose_jit_compile() -> bool | str:
-    """Return `jit_compile` for `model.compile`: "auto" on a GPU, False on a CPU.
+    """Return `jit_compile` for `model.compile`: "auto" on one GPU, False on a CPU or several GPUs.
 
-    XLA on a CPU replaces oneDNN's convolutions by slower ones (tests/benchmarks measures it).
+    XLA on a CPU replaces oneDNN's convolutions by slower ones (tests/benchmarks measures it), and
+    it cannot compile a step that sums gradients over several devices.
     """
-    return "auto" if tf.config.list_physical_devices("GPU") else False
+    one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
+    return "auto" if one_gpu else False
 
 
 def _has_native_bfloat16() -> bool:
@@ -139,6 +153,36 @@ def make_learning_rate(rate: float, schedule: str, total_steps: int, warmup: flo
     return keras.optimizers.schedules.CosineDecay(
         0.0, max(1, total_steps - warmup_steps), warmup_target=rate, warmup_steps=warmup_steps
     )
+
+
+def make_optimizer(
+    model: keras.Model, rate, weight_decay: float, head_steps: int | None = None
+) -> keras.optimizers.Optimizer:
+    """Make Adam, AdamW where weights decay, or `pretrained.FineTuning` for a pretrained net.
+
+    Biases and what belongs to a normalisation do not decay (He et al., Bag of tricks for image
+    classification with CNNs, CVPR 2019).
+
+    Args:
+        model: the net.
+        rate: as from `make_learning_rate`.
+        weight_decay: of AdamW (Loshchilov & Hutter, ICLR 2019); 0 is Adam.
+        head_steps: of a net whose body is pretrained, the steps in which the head alone is
+            trained; None for a net that is trained from nothing.
+    """
+    if head_steps is not None:
+        return FineTuning(
+            rate,
+            weight_decay,
+            head=model.layers[-1].name,
+            head_steps=head_steps,
+            body_rate=BODY_RATE,
+        )
+    if not weight_decay:
+        return keras.optimizers.Adam(rate)
+    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return optimizer
 
 
 @keras.saving.register_keras_serializable("skin_cancer_detection")
@@ -237,7 +281,8 @@ class Checkpoint(keras.callbacks.Callback):
                 )
             self.rows = notes["rows"]
             self.best_weights = [saved[f"best_{i}"] for i in range(len(model.weights))]
-            model.optimizer.build(model.trainable_variables)
+            with model.distribute_strategy.scope():
+                model.optimizer.build(model.trainable_variables)
             for i, variable in enumerate(_state_of(model)):
                 variable.assign(saved[f"state_{i}"])
         if self.first_epoch == self.epochs:
@@ -247,6 +292,11 @@ class Checkpoint(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
         self._start = time.perf_counter()
+
+    def on_test_begin(self, logs=None):
+        """Give every device the first one's BatchNormalization statistics: those are kept."""
+        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+            self.model.set_weights(self.model.get_weights())
 
     def on_epoch_end(self, epoch, logs=None):
         """Add a row to the history, keep the best weights, write the checkpoint."""

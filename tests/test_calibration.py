@@ -204,3 +204,31 @@ def test_nine_of_ten_are_nine_whatever_the_rounding():
 def test_what_a_threshold_lacks_is_named_together():
     with pytest.raises(ValueError, match=r"none of 3 images is positive.*sensitivity is 1\.5"):
         calibration.choose_threshold(np.zeros(3, bool), np.ones(3), 1.5)
+
+
+def test_adjusted_to_equal_classes_answers_with_the_best_balanced_accuracy():
+    """Images of three classes on a line; what a model of skewed classes says of them is known."""
+    rng = np.random.default_rng(0)
+    prior = np.array([0.9, 0.07, 0.03])
+    labels = rng.choice(3, 20_000, p=prior)
+    places = rng.normal(labels * 1.5, 1)
+    likelihood = np.exp(-((places[:, None] - 1.5 * np.arange(3)) ** 2) / 2)
+    skewed = likelihood * prior
+    skewed /= skewed.sum(1, keepdims=True)
+    even = likelihood / likelihood.sum(1, keepdims=True)
+    sharpened = softmax(2 * np.log(skewed), axis=1)  # and too sure
+    adjusted = calibration.adjust_prior(labels[:10_000], sharpened[:10_000], sharpened)
+    assert adjusted.sum(axis=1) == pytest.approx(np.ones(20_000))
+    assert np.abs(adjusted - even).mean() < 0.02
+    recall = {
+        name: np.mean([(p.argmax(1) == labels)[labels == k].mean() for k in range(3)])
+        for name, p in (("raw", skewed), ("adjusted", adjusted), ("even", even))
+    }
+    assert recall["adjusted"] == pytest.approx(recall["even"], abs=0.01)
+    assert recall["adjusted"] > recall["raw"] + 0.1
+
+
+def test_class_that_was_never_answered_does_not_divide_by_zero():
+    probabilities = np.array([[1.0, 0.0, 0.0], [0.6, 0.4, 0.0]])
+    adjusted = calibration.adjust_prior(np.array([0, 1]), probabilities, probabilities)
+    assert np.isfinite(adjusted).all()

@@ -91,7 +91,8 @@ def test_one_pair_has_no_interval(tmp_path):
     two = [make_run(tmp_path / str(rate), rate, RATE=rate) for rate in (0.4, 0.8)]
     table, varied = comparisons.tabulate_runs(two), comparisons.find_varied(two)
     assert comparisons.find_unpaired(table, varied, "RATE") == []
-    row = comparisons.compare_pairs(comparisons.pair_runs(table, varied, "RATE")).iloc[3]
+    row = comparisons.compare_pairs(comparisons.pair_runs(table, varied, "RATE"))
+    row = row.loc[(0.8, "test", "accuracy")]
     assert row["mean"] == pytest.approx(0.4)
     assert np.isnan(row["low"]) and np.isnan(row["high"])
 

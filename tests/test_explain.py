@@ -405,3 +405,20 @@ def test_predictions_of_another_net_are_refused():
     for wrong in (1 - found, np.full((1, 2), np.nan)):
         with pytest.raises(ValueError, match="not the images of the run, as in its DATA_DIR"):
             explain.check_predictions(net, pixels, wrong)
+
+
+def test_sum_of_tensors_after_the_last_layer_with_maps_is_found():
+    """In a residual block that is written with +, the maps are those of the sum."""
+    image = keras.Input((8, 8, 3), dtype="uint8")
+    x = layers.Rescaling(1 / 255)(image)
+    inner = keras.Input((8, 8, 3))
+    body = keras.Model(inner, inner + layers.Conv2D(3, 1, name="branch")(inner))
+    net = keras.Model(image, layers.Dense(2, "softmax")(layers.Flatten()(body(x))))
+    body.get_layer("branch").set_weights([np.zeros((1, 1, 3, 3)), np.zeros(3)])
+    classes = np.zeros(1, int)
+    assert not explain.compute_grad_cam(net, draw_image()[None], classes, "branch").any()
+    kernel = np.ones((192, 2)) * [1, 0]
+    net.layers[-1].set_weights([kernel, np.zeros(2)])
+    heat = explain.compute_grad_cam(net, draw_image()[None], classes)
+    brightness = draw_image().sum(axis=2)
+    assert heat[0] == pytest.approx(brightness / brightness.max(), abs=1e-5)

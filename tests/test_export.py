@@ -3,9 +3,11 @@
 import json
 from importlib.util import find_spec
 
+import keras
 import numpy as np
 import pytest
 import tiny_run
+from keras import layers
 
 from helpers import dataset, export, runs
 
@@ -68,3 +70,17 @@ def test_unknown_format_and_unfinished_run_are_named(run, tmp_path, capsys):
         export.export_run(run, "coreml")
     assert export.main([str(tmp_path), "--to", "savedmodel"]) == 1
     assert "is not a finished run" in capsys.readouterr().err
+
+
+def test_nested_nets_are_copied_in_float32_too():
+    half = {"dtype": "mixed_bfloat16"}
+    inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3, **half)])
+    image = keras.Input((8, 8, 3), dtype="uint8")
+    x = inner(layers.Rescaling(1 / 255, **half)(image))
+    net = keras.Model(image, layers.Dense(3, **half)(layers.Flatten(**half)(x + x)))
+    copy = export.copy_in_float32(net)
+    assert {layer.compute_dtype for layer in copy._flatten_layers()} == {"float32"}
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
+    assert copy.predict(pixels, verbose=0) == pytest.approx(
+        net.predict(pixels, verbose=0).astype(float), abs=0.05
+    )

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from keras import layers
 
-from helpers import dataset, experiments, models, runs, training
+from helpers import dataset, devices, experiments, models, recipes, runs, training
 
 ROOT = Path(__file__).parents[1]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
@@ -91,6 +91,7 @@ def build_model(**parameters):
     """Build the net from the cell of the main notebook that defines it."""
     (cell,) = [cell for cell in read_cells(MAIN, "code") if "keras.Sequential" in cell.source]
     values = {"IMAGE_HEIGHT": 75, "IMAGE_WIDTH": 100, "BATCH_NORM": False} | parameters
+    values |= {"MODEL": "cnn", "strategy": devices.choose_strategy()}
     space = {"keras": keras, "layers": layers, "models": models, "dataset": dataset, **values}
     exec(cell.source, space)
     return space["model"]
@@ -146,4 +147,5 @@ def test_default_parameters_are_in_range():
     (cell,) = [c for c in read_cells(MAIN, "code") if has_tag(c, "parameters")]
     space = {}
     exec(cell.source, space)
-    training.check_parameters(runs.check_parameters(space))
+    parameters = recipes.complete_parameters(runs.check_parameters(space, recipes.NAMES))
+    training.check_parameters(parameters)

@@ -153,25 +153,6 @@ def test_ensemble_answers_as_its_members(run_dirs, tmp_path):
     assert found.equals(expected)
 
 
-def test_eight_views_are_all_different_and_the_first_is_the_image():
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), np.uint8)
-    views = predict.make_views(pixels)
-    expected = [np.rot90(p, k, (1, 2)) for p in (pixels, pixels[:, :, ::-1]) for k in range(4)]
-    assert views.shape == (8, 2, 5, 5, 3)
-    assert (views[0] == pixels).all()
-    assert {v.tobytes() for v in views} == {e.tobytes() for e in expected}
-    assert len({v.tobytes() for v in views}) == 8
-
-
-def test_turned_views_of_an_oblong_image_are_squashed():
-    pixels = np.zeros((1, 4, 8, 3), np.uint8)
-    pixels[:, :, :4] = 200  # left half bright
-    views = predict.make_views(pixels)
-    assert views.shape == (8, 1, 4, 8, 3)
-    assert (views[4, 0, :2] == 200).all()  # top half bright
-    assert (views[4, 0, 2:] == 0).all()
-
-
 def test_eight_views_of_a_symmetric_image_answer_as_one(tmp_path, data_dir):
     model = tiny_run.make_model(size=(16, 16))
     run = runs.load_run(tiny_run.save_tiny_run(tmp_path / "square", data_dir, model=model))

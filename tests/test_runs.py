@@ -127,6 +127,13 @@ def test_all_wrong_parameters_are_named_together():
     assert len(str(caught.value).splitlines()) == 2
 
 
+def test_only_optional_parameters_may_be_open():
+    found = runs.check_parameters(make_namespace(EPOCHS=None), optional=["EPOCHS"])
+    assert found["EPOCHS"] is None
+    with pytest.raises(runs.RunError, match=r"EPOCHS is None \(NoneType\), wanted is int"):
+        runs.check_parameters(make_namespace(EPOCHS=None))
+
+
 def test_fingerprint_changes_with_labels_split_and_pixels():
     table = pd.DataFrame({"image_id": ["a", "b"], "label": [0, 1], "group": ["a", "b"]})
     table["split"] = ["train", "test"]

@@ -111,3 +111,18 @@ def test_diverged_training_is_named():
 def test_lengths_that_differ_are_named():
     with pytest.raises(ValueError, match=r"\(3,\) and probabilities \(2, 2\)"):
         scores.score_predictions(np.array([0, 1, 1]), np.eye(2))
+
+
+def test_adjusted_probabilities_add_their_balanced_accuracy_and_change_nothing_else():
+    labels, probabilities = make_case(2, images=200)
+    _, adjusted = make_case(4, images=200)
+    groups = np.arange(200) // 2
+    plain = scores.score_with_intervals(labels, probabilities, groups, resamples=200)
+    both = scores.score_with_intervals(
+        labels, probabilities, groups, resamples=200, adjusted=adjusted
+    )
+    assert both.drop(index=scores.PRIOR_ADJUSTED).equals(plain)
+    alone = scores.score_with_intervals(labels, adjusted, groups, resamples=200)
+    assert both.loc[scores.PRIOR_ADJUSTED].tolist() == pytest.approx(
+        alone.loc["balanced_accuracy"].tolist()
+    )

@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 from sklearn.metrics import balanced_accuracy_score
 
-from helpers import models, pipelines, runs, training
+from helpers import fields, models, pipelines, runs, training
 
 EPOCHS = 5
 
@@ -63,6 +63,83 @@ def test_augmentation_varies_images_mildly(data):
     assert np.abs(images.mean(axis=(1, 2, 3)) - pixels.mean()).max() < 70
 
 
+def make_views(pixels):
+    return np.stack([pipelines.turn_images(pixels, view) for view in range(8)])
+
+
+def test_eight_views_are_all_different_and_the_first_is_the_image():
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 5, 5, 3), np.uint8)
+    views = make_views(pixels)
+    expected = [np.rot90(p, k, (1, 2)) for p in (pixels, pixels[:, :, ::-1]) for k in range(4)]
+    assert views.shape == (8, 2, 5, 5, 3)
+    assert (views[0] == pixels).all()
+    assert {v.tobytes() for v in views} == {e.tobytes() for e in expected}
+    assert len({v.tobytes() for v in views}) == 8
+
+
+def test_turned_views_of_an_oblong_image_are_squashed():
+    pixels = np.zeros((1, 4, 8, 3), np.uint8)
+    pixels[:, :, :4] = 200  # left half bright
+    views = make_views(pixels)
+    assert views.shape == (8, 1, 4, 8, 3)
+    assert (views[4, 0, :2] == 200).all()  # top half bright
+    assert (views[4, 0, 2:] == 0).all()
+
+
+def test_varied_images_are_moved_about_the_centre_and_depend_on_the_seed_alone():
+    pixels = np.full((64, 33, 33, 3), 100, np.uint8)
+    pixels[:, 16, 16] = 250
+    varied = pipelines.vary_images(pixels, [1, 2]).numpy()
+    assert np.array_equal(varied, pipelines.vary_images(pixels, [1, 2]).numpy())
+    assert not np.array_equal(varied, pipelines.vary_images(pixels, [1, 3]).numpy())
+    grey = varied.mean(axis=3)
+    bright = [np.unravel_index(one.argmax(), one.shape) for one in grey]
+    offsets = np.abs(np.array(bright) - 16)
+    farthest = 33 * pipelines.SHIFT * np.exp(2 * pipelines.ZOOM) * 2**0.5 + 1
+    assert 1 <= offsets.max() <= farthest
+    assert len(set(map(tuple, bright))) > 8
+
+
+def test_varied_images_show_all_quarter_turns_and_both_mirror_images():
+    pixels = np.zeros((200, 24, 24, 3), np.uint8)
+    pixels[:, :12, :12] = 240  # top left
+    pixels[:, :12, 12:] = 120  # top right
+    grey = pipelines.vary_images(pixels, [0, 0]).numpy().mean(axis=3)
+    corners = grey[:, [6, 6, 17, 17], [6, 17, 17, 6]]  # clockwise from the top left
+    brightest, second = np.argsort(-corners, axis=1).T[:2]
+    ways = {(int(b), int((s - b) % 4)) for b, s in zip(brightest, second, strict=True)}
+    assert {way for way in ways if way[1] in (1, 3)} == {(b, s) for b in range(4) for s in (1, 3)}
+
+
+def test_patients_fields_travel_with_their_images(data):
+    labels = data[1]
+    known = np.zeros((70, fields.WIDTH), np.float32)
+    known[:, 0] = np.arange(70) / 100
+    batches = make_batches(data, range(1), np.arange(5, 55), fields=known, augment=True)
+    dropped = 0
+    for inputs, truth in batches:
+        rows = (inputs["fields"].numpy()[:, 0] * 100).round().astype(int)
+        kept = inputs["fields"].numpy()[:, 1] == 0
+        assert (labels[rows[kept]] == truth.numpy()[kept]).all()
+        assert inputs["image"].dtype == "uint8"
+        dropped += (~kept).sum()
+    assert 5 <= dropped <= 35  # 0.36 of 50 expected
+    for inputs, _ in pipelines.evaluation_batches(*data, np.arange(3), 2, fields=known):
+        assert (inputs["fields"].numpy()[:, 1] == 0).all()
+
+
+def test_predictions_are_the_mean_over_views(data):
+    model = keras.Sequential(
+        [keras.Input((24, 26, 3), dtype="uint8"), layers.Flatten(), layers.Dense(3, "softmax")]
+    )
+    pixels, rows = data[0], np.arange(9, 40, 3)
+    found = pipelines.predict_rows(model, pixels, rows, 4, views=8)
+    expected = np.mean([model.predict(v, verbose=0) for v in make_views(pixels[rows])], axis=0)
+    assert found == pytest.approx(expected, abs=1e-6)
+    once = pipelines.predict_rows(model, pixels, rows, 4)
+    assert once == pytest.approx(model.predict(pixels[rows], verbose=0), abs=1e-6)
+
+
 def test_evaluation_batches_keep_the_order(data):
     pixels, labels = data
     rows = np.arange(0, 70, 3)
@@ -93,10 +170,11 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 
 
 def test_parameters_out_of_range_are_named_together():
-    good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto"}
-    good["SCHEDULE"] = "cosine"
+    good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto", "VIEWS": 8}
+    good |= {"SCHEDULE": "cosine", "MODEL": "compact", "WEIGHTS": "none", "BATCH_NORM": False}
     training.check_parameters(good)
     bad = {"IMAGE_HEIGHT": 21, "EPOCHS": 0, "LEARNING_RATE": -0.1, "FOLD": 30, "PRECISION": "half"}
+    bad |= {"MODEL": "ConvNeXtTiny", "WEIGHTS": "here.h5", "VIEWS": 4, "BATCH_NORM": True}
     with pytest.raises(runs.RunError) as caught:
         training.check_parameters(good | bad)
     assert str(caught.value).splitlines() == [
@@ -104,8 +182,21 @@ def test_parameters_out_of_range_are_named_together():
         "EPOCHS is 0, the lowest that works is 1",
         "LEARNING_RATE is -0.1, the lowest that works is 1e-12",
         "PRECISION is 'half', choose one of auto, float32, mixed_bfloat16, mixed_float16",
+        "VIEWS is 4, choose one of 1, 8",
+        "IMAGE_HEIGHT is 21, the lowest that a pretrained net takes is 32",
+        "IMAGE_WIDTH is 30, the lowest that a pretrained net takes is 32",
+        "WEIGHTS is 'here.h5', and there is no such file: choose imagenet, none or the path of a "
+        "weights file",
+        "BATCH_NORM belongs to the cnn: with MODEL 'ConvNeXtTiny' leave it out",
         "FOLD must be below FOLDS: the first fold is 0",
     ]
+
+
+def test_unknown_model_is_refused():
+    good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto", "VIEWS": 8}
+    good |= {"SCHEDULE": "cosine", "WEIGHTS": "none", "BATCH_NORM": False}
+    with pytest.raises(runs.RunError, match="MODEL is 'resnet', choose one of cnn, compact, Mob"):
+        training.check_parameters(good | {"MODEL": "resnet"})
 
 
 def test_precision_is_a_policy_that_keras_knows():

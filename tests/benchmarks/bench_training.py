@@ -24,18 +24,19 @@ MATRIX = 4096
 ROOT = Path(__file__).parents[2]
 
 
-def build_net(batch_norm: bool = False):
+def build_net(batch_norm: bool = False, size: tuple[int, int] = (HEIGHT, WIDTH)):
     """Build the default net from the cell of the main notebook that defines it."""
     import keras
     import nbformat
     from keras import layers
 
-    from helpers import dataset, models
+    from helpers import dataset, devices, models
 
     book = nbformat.read(ROOT / "Skin_Cancer_Detection.ipynb", as_version=4)
     (cell,) = [c for c in book.cells if c.cell_type == "code" and "keras.Sequential" in c.source]
-    sizes = {"IMAGE_HEIGHT": HEIGHT, "IMAGE_WIDTH": WIDTH, "BATCH_NORM": batch_norm}
-    space = {"keras": keras, "layers": layers, "models": models, "dataset": dataset, **sizes}
+    values = {"IMAGE_HEIGHT": size[0], "IMAGE_WIDTH": size[1], "BATCH_NORM": batch_norm}
+    values |= {"MODEL": "cnn", "strategy": devices.choose_strategy()}
+    space = {"keras": keras, "layers": layers, "models": models, "dataset": dataset, **values}
     exec(cell.source, space)
     return space["model"]
 
