@@ -134,6 +134,11 @@ def _describe_model(run: Run) -> str:
         f"{len(run.classes)} diagnoses, in this order:",
         "\n".join(f"- `{dx}`: {CLASS_NAMES.get(dx, dx)}" for dx in run.classes),
     ]
+    if parameters.get("USE_METADATA"):
+        lines.append(
+            "Beside the image it takes age, sex and site, each of which may be missing; all scores "
+            "below are with what was known. metrics.json has the test scores without any."
+        )
     if "model_parameters" in training:
         lines.append(f"{training['model_parameters']:,} parameters.")
     if is_drawn(run):

@@ -177,3 +177,9 @@ def test_card_is_replaced_in_one_step(run, monkeypatch):
         write_card(run)
     assert [path.name for path in run.path.iterdir()] == [model_card.CARD]
     assert (run.path / model_card.CARD).read_text(encoding="utf-8") == old
+
+
+def test_card_says_that_metadata_are_taken(run):
+    assert "age, sex and site" not in write_card(run)[0]
+    run.metrics["parameters"]["USE_METADATA"] = True
+    assert "takes age, sex and site, each of which may be missing" in write_card(run)[0]

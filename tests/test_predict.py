@@ -7,7 +7,7 @@ import pytest
 import tiny_run
 from PIL import Image
 
-from helpers import calibration, predict, runs, strange
+from helpers import calibration, fields, predict, runs, strange
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +294,43 @@ def test_figures_are_drawn(classifier, data_dir):
     rates = predict.measure_warnings(classifier, variants=3)
     assert list(rates.index) == ["test images", *strange.KINDS]
     assert predict.plot_warnings(rates, 0.05).axes
+
+
+def test_net_with_metadata_answers_for_images_alone_as_it_was_calibrated(tmp_path, data_dir):
+    """Its predictions with the fields, which are far too sure here, must not be looked at."""
+    net = tiny_run.make_model()
+    alone = runs.load_run(tiny_run.save_tiny_run(tmp_path / "alone", data_dir, model=net))
+    joined = fields.join_fields(net)
+    kernel, bias = net.layers[-1].get_weights()
+    joined.layers[-1].set_weights([np.concatenate([kernel, np.zeros((32, 7))]), bias])
+    columns = [f"p_{dx}" for dx in alone.classes]
+    sure = alone.predictions.copy()
+    sure[columns] = (sure[columns] ** 9).div((sure[columns] ** 9).sum(axis=1), axis=0)
+    metrics = alone.metrics | {"parameters": alone.metrics["parameters"] | {"USE_METADATA": True}}
+    folder = runs.save_run(
+        tmp_path / "joined", metrics, alone.history, sure, joined, alone.predictions
+    )
+    assert (
+        runs.load_run(folder).predictions[columns].max(axis=1)
+        >= runs.load_run(folder, image_only=True).predictions[columns].max(axis=1)
+    ).all()
+    image = tmp_path / "a.png"
+    make_picture().save(image)
+    expected, found = (
+        predict.load_classifier([runs.load_run(path)], warn=False) for path in (alone.path, folder)
+    )
+    assert found.members[0].temperature == pytest.approx(expected.members[0].temperature)
+    assert probabilities_of(predict.predict_images(found, [image])) == pytest.approx(
+        probabilities_of(predict.predict_images(expected, [image])), abs=1e-5
+    )
+
+
+def test_views_are_those_of_the_run_unless_they_are_given(tmp_path, data_dir):
+    model = tiny_run.make_model(size=(16, 16))
+    run = runs.load_run(tiny_run.save_tiny_run(tmp_path / "square", data_dir, model=model))
+    assert predict.load_classifier([run], warn=False).views == 1
+    metrics = run.metrics | {"parameters": run.metrics["parameters"] | {"VIEWS": 8}}
+    folder = runs.save_run(tmp_path / "eight", metrics, run.history, run.predictions, model)
+    run = runs.load_run(folder)
+    assert predict.load_classifier([run], warn=False).views == 8
+    assert predict.load_classifier([run], views=1, warn=False).views == 1

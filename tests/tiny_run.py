@@ -36,7 +36,7 @@ def make_model(seed=0, size=SIZE, classes=dataset.CLASSES, dtype="float32"):
     keras.utils.set_random_seed(seed)
     model = keras.Sequential(
         [
-            keras.Input((*size, 3), dtype="uint8"),
+            keras.Input((*size, 3), dtype="uint8", name="image"),
             layers.Rescaling(1 / 255, dtype=dtype),
             layers.Conv2D(4, 3, activation="relu", dtype=dtype),
             layers.GlobalAveragePooling2D(dtype=dtype),
