@@ -109,9 +109,12 @@ def count_multiply_adds(model: keras.Model) -> int:
     total = 0
     for layer in model._flatten_layers(include_self=False):
         if isinstance(layer, layers.DepthwiseConv2D | layers.Conv2D):
-            total += int(np.prod(layer.kernel.shape)) * int(np.prod(layer.output.shape[1:3]))
+            places = layer.output.shape[1:3]
         elif isinstance(layer, layers.Dense):
-            total += int(np.prod(layer.kernel.shape))
+            places = layer.output.shape[1:-1]  # more than one where it reads maps
+        else:
+            continue
+        total += int(np.prod(layer.kernel.shape)) * int(np.prod(places))
     return total
 
 

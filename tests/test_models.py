@@ -83,8 +83,9 @@ def test_multiply_adds_by_hand():
     x = layers.DepthwiseConv2D(3, padding="same")(x)  # 8x6 places, 3*3*4
     inner = keras.Sequential([keras.Input((8, 6, 4)), layers.Conv2D(2, 1, strides=2)])
     x = inner(x)  # 4x3 places, 4*2
-    net = keras.Model(image, layers.Dense(5)(layers.Flatten()(x)))  # 4*3*2*5
-    assert models.count_multiply_adds(net) == 48 * 108 + 48 * 36 + 12 * 8 + 24 * 5
+    x = layers.Dense(3)(x)  # 4x3 places, 2*3
+    net = keras.Model(image, layers.Dense(5)(layers.Flatten()(x)))  # 4*3*3*5
+    assert models.count_multiply_adds(net) == 48 * 108 + 48 * 36 + 12 * 8 + 12 * 6 + 36 * 5
 
 
 def make_parameters(model, **given):
