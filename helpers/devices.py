@@ -32,11 +32,12 @@ def count_devices(strategy: tf.distribute.Strategy) -> int:
 
 
 def scale_rate(rate: float, devices: int) -> float:
-    """Scale Adam's learning rate to a batch that is `devices` times as large.
+    """Scale the learning rate of Adam or Muon to a batch that is `devices` times as large.
 
     By the square root: Adam divides the gradient by its own size, so the linear rule of SGD
     (Goyal et al., 2017) overshoots (Malladi et al., 2022, "On the SDEs and scaling rules for
     adaptive gradient algorithms"). Their rule moves the betas and epsilon too; these stay here.
+    Muon's steps do not depend on the gradient's size either, so the same is done with it.
 
     Args:
         rate: the rate for one device.

@@ -12,6 +12,7 @@ from helpers.fields import drop_fields
 
 ZOOM, STRETCH, SHIFT = 0.15, 0.075, 0.08  # at most: logarithms of factors; share of a side
 CONTRAST, TINT, LIGHT, CAST = 0.15, 0.05, 15.0, 7.5  # at most: logarithms; grey levels
+SHARP = 0.5  # share of the training images that are moved by whole pixels only
 DROP = 0.2  # share of the patients' fields that are dropped in training
 
 
@@ -20,8 +21,10 @@ def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
     Lesions have no upright position, so mirroring and all rotations are free; zoom, stretching,
     shift, contrast, brightness and the colour of the light are mild. Turning, zooming and shifting
-    are one resampling, since each one blurs: small images cannot afford three. What comes in from
-    beyond the edge is the mirror image of what lies inside it.
+    are one resampling, since each one blurs: small images cannot afford three. Half of the images
+    are not resampled at all, but turned by quarters and shifted by whole pixels: the net is asked
+    for sharp images, and should learn from some. What comes in from beyond the edge is the mirror
+    image of what lies inside it.
 
     Args:
         images: uint8 or float (N, height, width, 3), 0 … 255.
@@ -32,8 +35,8 @@ def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """
     images = tf.cast(images, tf.float32)
     count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
-    draws = tf.random.stateless_uniform((14, count), seed, -1, 1)
-    transforms = _draw_transforms(draws[:6], height, width)
+    draws = tf.random.stateless_uniform((15, count), seed, -1, 1)
+    transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, height, width)
     images = keras.ops.image.affine_transform(images, transforms, fill_mode="reflect")
     mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
     contrast, light = draws[6][:, None], draws[7][:, None]
@@ -43,18 +46,22 @@ def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     return tf.round(tf.clip_by_value((images - mean) * gain + mean + shift, 0, 255))
 
 
-def _draw_transforms(draws: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Turn six uniform draws per image, -1 … 1, into affine transforms (N, 8) about the centre."""
+def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Turn six uniform draws per image, -1 … 1, into affine transforms (N, 8) about the centre.
+
+    Those of the images that are to stay `sharp`, bool (N,), bring pixels onto pixels.
+    """
     angle, mirror, zoom, stretch, x_shift, y_shift = tf.unstack(draws)
-    angle = np.pi * angle
+    angle = np.pi * tf.where(sharp, tf.round(2 * angle) / 2, angle)
     side = tf.sign(mirror)
-    y_scale = tf.exp(ZOOM * zoom)
-    x_scale = y_scale * tf.exp(STRETCH * stretch)
+    y_scale = tf.where(sharp, 1.0, tf.exp(ZOOM * zoom))
+    x_scale = tf.where(sharp, 1.0, y_scale * tf.exp(STRETCH * stretch))
     a, b = tf.cos(angle) * x_scale * side, -tf.sin(angle) * y_scale
     c, d = tf.sin(angle) * x_scale * side, tf.cos(angle) * y_scale
     x, y = (width - 1) / 2, (height - 1) / 2
     right = x - a * x - b * y + SHIFT * width * x_shift
     down = y - c * x - d * y + SHIFT * height * y_shift
+    right, down = (tf.where(sharp, tf.round(shift), shift) for shift in (right, down))
     zero = tf.zeros_like(a)
     return tf.stack([a, b, right, c, d, down, zero, zero], axis=1)
 

@@ -12,6 +12,7 @@ import tensorflow as tf
 from tqdm.keras import TqdmCallback
 
 from helpers.models import SMALLEST_SIDE
+from helpers.muon import ConvolutionMuon
 from helpers.pretrained import BODY_RATE, NETS, FineTuning, find_problems
 from helpers.progress import is_interactive
 from helpers.recipes import MODELS
@@ -21,7 +22,7 @@ LOWEST = {
     "IMAGE_HEIGHT": SMALLEST_SIDE,
     "IMAGE_WIDTH": SMALLEST_SIDE,
     "EPOCHS": 1,
-    "PATIENCE": 1,
+    "PATIENCE": 0,
     "BATCH_SIZE": 1,
     "LEARNING_RATE": 1e-12,
     "WEIGHT_DECAY": 0,
@@ -32,7 +33,14 @@ LOWEST = {
 }
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 SCHEDULES = ("constant", "cosine")
-CHOICES = {"MODEL": MODELS, "PRECISION": PRECISIONS, "SCHEDULE": SCHEDULES, "VIEWS": (1, 8)}
+OPTIMIZERS = ("adam", "muon")
+CHOICES = {
+    "MODEL": MODELS,
+    "PRECISION": PRECISIONS,
+    "SCHEDULE": SCHEDULES,
+    "OPTIMIZER": OPTIMIZERS,
+    "VIEWS": (1, 8),
+}
 
 
 def check_parameters(parameters: dict) -> None:
@@ -55,6 +63,11 @@ def check_parameters(parameters: dict) -> None:
     if parameters["MODEL"] in NETS:
         size = parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"]
         problems += find_problems(parameters["MODEL"], size, parameters["WEIGHTS"])
+        if parameters["WEIGHTS"] != "none" and parameters["OPTIMIZER"] != "adam":
+            problems.append(
+                f"OPTIMIZER is {parameters['OPTIMIZER']!r}: pretrained weights are fine-tuned with "
+                "adam; choose that, or WEIGHTS none"
+            )
     if parameters["BATCH_NORM"] and parameters["MODEL"] != "cnn":
         problems.append(
             f"BATCH_NORM belongs to the cnn: with MODEL {parameters['MODEL']!r} leave it out"
@@ -156,9 +169,14 @@ def make_learning_rate(rate: float, schedule: str, total_steps: int, warmup: flo
 
 
 def make_optimizer(
-    model: keras.Model, rate, weight_decay: float, head_steps: int | None = None
+    model: keras.Model,
+    rate,
+    weight_decay: float,
+    optimizer: str = "adam",
+    *,
+    head_steps: int | None = None,
 ) -> keras.optimizers.Optimizer:
-    """Make Adam, AdamW where weights decay, or `pretrained.FineTuning` for a pretrained net.
+    """Make the optimizer; `pretrained.FineTuning` for a pretrained net.
 
     Biases and what belongs to a normalisation do not decay (He et al., Bag of tricks for image
     classification with CNNs, CVPR 2019).
@@ -166,10 +184,17 @@ def make_optimizer(
     Args:
         model: the net.
         rate: as from `make_learning_rate`.
-        weight_decay: of AdamW (Loshchilov & Hutter, ICLR 2019); 0 is Adam.
+        weight_decay: decoupled (AdamW: Loshchilov & Hutter, ICLR 2019); 0 leaves it out.
+        optimizer: "adam", or "muon": `muon.ConvolutionMuon`, for nets that are trained from
+            nothing.
         head_steps: of a net whose body is pretrained, the steps in which the head alone is
             trained; None for a net that is trained from nothing.
+
+    Raises:
+        ValueError: an unknown optimizer.
     """
+    if optimizer not in OPTIMIZERS:
+        raise ValueError(f"OPTIMIZER is {optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
     if head_steps is not None:
         return FineTuning(
             rate,
@@ -178,11 +203,14 @@ def make_optimizer(
             head_steps=head_steps,
             body_rate=BODY_RATE,
         )
-    if not weight_decay:
+    if optimizer == "muon":
+        made = ConvolutionMuon(rate, adam_weight_decay=weight_decay, weight_decay=weight_decay)
+    elif weight_decay:
+        made = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
+    else:
         return keras.optimizers.Adam(rate)
-    optimizer = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
-    optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
+    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
+    return made
 
 
 @keras.saving.register_keras_serializable("skin_cancer_detection")
@@ -218,17 +246,18 @@ class BalancedAccuracy(keras.metrics.Metric):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps the best epoch's weights, stops early, and lets a killed run go on.
+    """Keeps the best or the last epoch's weights, stops early, and lets a killed run go on.
 
     After every epoch one file, replaced in one step, holds all that training depends on:
-    weights, optimizer, the state of the dropout's random numbers, the history and the best
-    weights so far. At the end of `fit` the model carries the best epoch's weights.
+    weights, optimizer, the state of the dropout's random numbers, the history and the weights
+    to keep so far. At the end of `fit` the model carries the weights that are kept.
 
     Args:
         path: the checkpoint file (.npz).
         settings: what must be equal for a checkpoint to be continued, as JSON values.
         epochs: epochs of the whole training.
-        patience: stop after so many epochs without a better validation balanced accuracy.
+        patience: stop after so many epochs without a better validation balanced accuracy; 0: never
+            stop early, and keep the last epoch's weights, not the best one's.
     """
 
     def __init__(
@@ -242,7 +271,7 @@ class Checkpoint(keras.callbacks.Callback):
         self.path, self.settings = Path(path), json.loads(json.dumps(settings))
         self.epochs, self.patience = epochs, patience
         self.rows: list[dict] = []
-        self.best_weights: list[np.ndarray] = []
+        self.kept_weights: list[np.ndarray] = []
 
     @property
     def first_epoch(self) -> int:
@@ -250,8 +279,13 @@ class Checkpoint(keras.callbacks.Callback):
         return self.epochs if self._is_stalled() else len(self.rows)
 
     @property
-    def best_epoch(self) -> int:
-        """The epoch with the best validation balanced accuracy, from 1; the earliest of equals."""
+    def kept_epoch(self) -> int:
+        """The epoch whose weights are kept, from 1: the best one, or the earliest of equals.
+
+        Best is the highest validation balanced accuracy. With a patience of 0, the last epoch.
+        """
+        if not self.patience:
+            return len(self.rows)
         return 1 + int(np.argmax([row["val_balanced_accuracy"] for row in self.rows]))
 
     @property
@@ -280,13 +314,13 @@ class Checkpoint(keras.callbacks.Callback):
                     f"{previous.name}"
                 )
             self.rows = notes["rows"]
-            self.best_weights = [saved[f"best_{i}"] for i in range(len(model.weights))]
+            self.kept_weights = [saved[f"kept_{i}"] for i in range(len(model.weights))]
             with model.distribute_strategy.scope():
                 model.optimizer.build(model.trainable_variables)
             for i, variable in enumerate(_state_of(model)):
                 variable.assign(saved[f"state_{i}"])
         if self.first_epoch == self.epochs:
-            model.set_weights(self.best_weights)
+            model.set_weights(self.kept_weights)
         return f"going on after epoch {len(self.rows)} of {self.epochs}"
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -299,30 +333,31 @@ class Checkpoint(keras.callbacks.Callback):
             self.model.set_weights(self.model.get_weights())
 
     def on_epoch_end(self, epoch, logs=None):
-        """Add a row to the history, keep the best weights, write the checkpoint."""
+        """Add a row to the history, keep the weights if they are to be, write the checkpoint."""
         seconds = time.perf_counter() - self._start
         self.rows.append({name: float(v) for name, v in logs.items()} | {"seconds": seconds})
-        if self.best_epoch == len(self.rows):
-            self.best_weights = self.model.get_weights()
+        if self.kept_epoch == len(self.rows):
+            self.kept_weights = self.model.get_weights()
         self._write()
         self.model.stop_training = self._is_stalled()
 
     def on_train_end(self, logs=None):
-        """Give the model the best epoch's weights."""
-        if self.best_weights:
-            self.model.set_weights(self.best_weights)
+        """Give the model the weights that are kept."""
+        if self.kept_weights:
+            self.model.set_weights(self.kept_weights)
 
     def delete(self) -> None:
         """Delete the file, once the run is saved."""
         self.path.unlink(missing_ok=True)
 
     def _is_stalled(self) -> bool:
-        return bool(self.rows) and len(self.rows) - self.best_epoch >= self.patience
+        waited = len(self.rows) - self.kept_epoch if self.rows else 0
+        return bool(self.patience) and waited >= self.patience
 
     def _write(self) -> None:
         notes = json.dumps({"settings": self.settings, "rows": self.rows})
         arrays = {f"state_{i}": np.asarray(v) for i, v in enumerate(_state_of(self.model))}
-        arrays |= {f"best_{i}": weights for i, weights in enumerate(self.best_weights)}
+        arrays |= {f"kept_{i}": weights for i, weights in enumerate(self.kept_weights)}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
         with partial.open("wb") as file:

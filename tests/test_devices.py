@@ -55,7 +55,7 @@ class Interruption(keras.callbacks.Callback):
             raise KeyboardInterrupt
 
 
-def train(strategy, folder, faster=1.0, interrupt=False, batch_norm=False):
+def train(strategy, folder, faster=1.0, interrupt=False, batch_norm=False, optimizer="adam"):
     """Train as the main notebook does, two devices' worth of images per batch."""
     training.make_reproducible(1)
     batch_size, rate = 2 * BATCH_SIZE, devices.scale_rate(0.01 * faster, 2)
@@ -70,8 +70,9 @@ def train(strategy, folder, faster=1.0, interrupt=False, batch_norm=False):
                 layers.Dense(7, activation="softmax"),
             ]
         )
+        schedule = training.make_learning_rate(rate, "cosine", EPOCHS * steps)
         model.compile(
-            keras.optimizers.Adam(training.make_learning_rate(rate, "cosine", EPOCHS * steps)),
+            training.make_optimizer(model, schedule, 0.1, optimizer),
             "sparse_categorical_crossentropy",
             metrics=["accuracy", training.BalancedAccuracy(7)],
             jit_compile=training.choose_jit_compile(),
@@ -123,6 +124,8 @@ def train_all(folder):
         "other rate": train(two, folder, faster=1.001),
         "interrupted": train(two, folder, interrupt=True),
         "resumed": train(two, folder),
+        "muon, one": train(tf.distribute.get_strategy(), folder, optimizer="muon"),
+        "muon, two": train(two, folder, optimizer="muon"),
         "normalised": train(two, folder, batch_norm=True),
         "normalised, interrupted": train(two, folder, interrupt=True, batch_norm=True),
         "normalised, resumed": train(two, folder, batch_norm=True),
@@ -151,6 +154,8 @@ def measure_distance(a, b):
 def test_two_devices_give_the_result_of_one(found):
     assert found["devices"] == 2
     assert measure_distance(found["one"], found["two"]) < TOLERANCE
+    assert measure_distance(found["muon, one"], found["muon, two"]) < TOLERANCE
+    assert measure_distance(found["one"], found["muon, one"]) > TOLERANCE
     assert np.allclose(found["two"]["of_array"], found["two"]["predictions"], atol=TOLERANCE)
 
 

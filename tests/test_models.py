@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from helpers import dataset, models, pretrained, recipes
+from helpers import dataset, models, pretrained, recipes, training
 
 
 @pytest.fixture(scope="module")
@@ -107,6 +107,13 @@ def test_what_is_given_goes_before_the_recipe(model):
     left = recipes.complete_parameters(make_parameters(model))
     assert None not in left.values()
     assert {n for n in completed if completed[n] != left[n]} <= set(given)
+
+
+@pytest.mark.parametrize("model", recipes.MODELS)
+def test_what_suits_a_model_is_within_the_limits(model):
+    given = {"IMAGE_HEIGHT": 75, "IMAGE_WIDTH": 100, "WEIGHTS": "imagenet", "BATCH_NORM": False}
+    given |= {"FOLD": 0, "FOLDS": 5, "PRECISION": "auto"}
+    training.check_parameters(recipes.complete_parameters(make_parameters(model, **given)))
 
 
 def test_every_model_is_known_and_has_one_recipe():

@@ -111,6 +111,17 @@ def test_varied_images_show_all_quarter_turns_and_both_mirror_images():
     assert {way for way in ways if way[1] in (1, 3)} == {(b, s) for b in range(4) for s in (1, 3)}
 
 
+@pytest.mark.parametrize("size", [(24, 24), (23, 30)])
+def test_half_of_the_varied_images_stay_sharp(size):
+    """Of two grey levels, moving whole pixels makes two; resampling makes many."""
+    noise = np.random.default_rng(0).integers(0, 2, (200, *size, 1), np.uint8)
+    pixels = np.repeat(60 + 120 * noise, 3, axis=3)
+    varied = pipelines.vary_images(pixels, [3, 4]).numpy()
+    levels = np.array([len(np.unique(one)) for one in varied[..., 0]])
+    assert 70 <= (levels == 2).sum() <= 130
+    assert levels[levels != 2].min() > 20
+
+
 def test_patients_fields_travel_with_their_images(data):
     labels = data[1]
     known = np.zeros((70, fields.WIDTH), np.float32)
@@ -172,6 +183,7 @@ def test_cosine_schedule_warms_up_and_ends_at_zero():
 def test_parameters_out_of_range_are_named_together():
     good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto", "VIEWS": 8}
     good |= {"SCHEDULE": "cosine", "MODEL": "compact", "WEIGHTS": "none", "BATCH_NORM": False}
+    good |= {"OPTIMIZER": "muon"}
     training.check_parameters(good)
     bad = {"IMAGE_HEIGHT": 21, "EPOCHS": 0, "LEARNING_RATE": -0.1, "FOLD": 30, "PRECISION": "half"}
     bad |= {"MODEL": "ConvNeXtTiny", "WEIGHTS": "here.h5", "VIEWS": 4, "BATCH_NORM": True}
@@ -187,6 +199,8 @@ def test_parameters_out_of_range_are_named_together():
         "IMAGE_WIDTH is 30, the lowest that a pretrained net takes is 32",
         "WEIGHTS is 'here.h5', and there is no such file: choose imagenet, none or the path of a "
         "weights file",
+        "OPTIMIZER is 'muon': pretrained weights are fine-tuned with adam; choose that, or WEIGHTS "
+        "none",
         "BATCH_NORM belongs to the cnn: with MODEL 'ConvNeXtTiny' leave it out",
         "FOLD must be below FOLDS: the first fold is 0",
     ]
@@ -194,7 +208,7 @@ def test_parameters_out_of_range_are_named_together():
 
 def test_unknown_model_is_refused():
     good = dict.fromkeys(training.LOWEST, 30) | {"FOLD": 0, "PRECISION": "auto", "VIEWS": 8}
-    good |= {"SCHEDULE": "cosine", "WEIGHTS": "none", "BATCH_NORM": False}
+    good |= {"SCHEDULE": "cosine", "WEIGHTS": "none", "BATCH_NORM": False, "OPTIMIZER": "adam"}
     with pytest.raises(runs.RunError, match="MODEL is 'resnet', choose one of cnn, compact, Mob"):
         training.check_parameters(good | {"MODEL": "resnet"})
 
@@ -253,7 +267,7 @@ def train(data, path, interrupt_in=None, patience=99, settings=None):
     )
     rate = training.make_learning_rate(0.01, "cosine", EPOCHS * 4)
     model.compile(
-        keras.optimizers.Adam(rate),
+        training.make_optimizer(model, rate, 0.1, "muon"),
         "sparse_categorical_crossentropy",
         metrics=["accuracy", training.BalancedAccuracy(7)],
         jit_compile=False,
@@ -305,10 +319,27 @@ def test_best_epoch_is_kept_and_training_stops_early(data, tmp_path):
     checkpoint, found, _ = train(data, tmp_path / "c.npz", patience=1)
     history = checkpoint.history["val_balanced_accuracy"]
     assert len(history) < EPOCHS
-    assert checkpoint.best_epoch == history.idxmax()
+    assert checkpoint.kept_epoch == history.idxmax()
     assert checkpoint.first_epoch == EPOCHS
     truth = data[1][50:]
     assert balanced_accuracy_score(truth, found.argmax(1)) == pytest.approx(history.max(), abs=1e-6)
+
+
+def test_without_patience_the_last_epoch_is_kept(data, tmp_path):
+    best, expected, _ = train(data, tmp_path / "best.npz")
+    last, found, _ = train(data, tmp_path / "last.npz", patience=0)
+    assert drop_seconds(last).equals(drop_seconds(best))
+    assert best.kept_epoch < last.kept_epoch == EPOCHS
+    assert not np.array_equal(found, expected)
+    truth = data[1][50:]
+    history = last.history["val_balanced_accuracy"]
+    assert balanced_accuracy_score(truth, found.argmax(1)) == pytest.approx(history.iloc[-1])
+
+    train(data, tmp_path / "cut.npz", patience=0, interrupt_in=EPOCHS - 1)
+    resumed, again, _ = train(data, tmp_path / "cut.npz", patience=0)
+    assert resumed.kept_epoch == EPOCHS and np.array_equal(again, found)
+    finished, again, _ = train(data, tmp_path / "cut.npz", patience=0)
+    assert len(finished.history) == EPOCHS and np.array_equal(again, found)
 
 
 def test_checkpoint_of_other_settings_is_set_aside(data, tmp_path):

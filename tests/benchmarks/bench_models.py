@@ -41,16 +41,17 @@ def time_model(name: str) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from helpers import models, pipelines, training
+    from helpers import models, pipelines, recipes, training
 
     training.make_reproducible(0)
     keras.mixed_precision.set_global_policy(training.choose_precision())
     net = build_net() if name == "cnn" else models.build_net(name, (HEIGHT, WIDTH), "none")
+    recipe = recipes.choose_recipe(dict.fromkeys(recipes.NAMES) | {"MODEL": name})
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (IMAGES, HEIGHT, WIDTH, 3), dtype=np.uint8)
     labels, rows = rng.integers(0, 7, IMAGES), np.arange(IMAGES)
     net.compile(
-        training.make_optimizer(net, 0.001, 0.0 if name == "cnn" else 0.02),
+        training.make_optimizer(net, 0.001, recipe.weight_decay, recipe.optimizer),
         "sparse_categorical_crossentropy",
         metrics=["accuracy", training.BalancedAccuracy(7)],
         jit_compile=training.choose_jit_compile(),
@@ -65,7 +66,7 @@ def time_model(name: str) -> dict:
             seconds.append(time.perf_counter() - self.start)
 
     batches = pipelines.training_batches(
-        pixels, labels, rows, BATCH, seed=0, epochs=range(4), augment=name != "cnn"
+        pixels, labels, rows, BATCH, seed=0, epochs=range(4), augment=recipe.augment
     )
     steps = pipelines.count_steps(IMAGES, BATCH)
     net.fit(batches, steps_per_epoch=steps, epochs=4, verbose=0, callbacks=[Clock()], shuffle=False)

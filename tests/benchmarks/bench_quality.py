@@ -27,8 +27,8 @@ from helpers.scores import PRIOR_ADJUSTED
 # name: MODEL, epochs, schedule (None: the recipe's)
 WAYS = {
     "original, 30 epochs": ("cnn", 30, "cosine"),
-    "compact, 5 epochs": ("compact", 5, None),
-    "compact, 15 epochs": ("compact", 15, None),
+    "compact, 4 epochs": ("compact", 4, None),
+    "compact, 8 epochs": ("compact", 8, None),
 }
 SCORES = {
     "auc": "AUC",
@@ -74,7 +74,7 @@ def train(way: str, data_dir: str, size: tuple[int, int], fold: int, seed: int) 
     steps = pipelines.count_steps(len(train_rows), recipe.batch_size)
     rate = training.make_learning_rate(recipe.learning_rate, recipe.schedule, steps * epochs)
     net.compile(
-        training.make_optimizer(net, rate, recipe.weight_decay),
+        training.make_optimizer(net, rate, recipe.weight_decay, recipe.optimizer),
         "sparse_categorical_crossentropy",
         jit_compile=training.choose_jit_compile(),
     )
