@@ -19,6 +19,7 @@ class ConvolutionMuon(keras.optimizers.Muon):
     Args: as for `keras.optimizers.Muon`.
     """
 
+    # Keras asks this before it makes a variable's moments; there is no public way to answer.
     def _should_use_adamw(self, variable) -> bool:
         return len(variable.shape) != 4
 

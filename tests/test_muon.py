@@ -1,4 +1,4 @@
-"""Muon for kernels of convolutions, against NumPy, and in a training that is resumed."""
+"""Muon for kernels of convolutions, against NumPy and AdamW; test_training resumes with it."""
 
 import keras
 import numpy as np
