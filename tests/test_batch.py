@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -229,7 +230,10 @@ def test_killed_run_goes_on_and_ends_as_it_would_have(tmp_path):
         runs.load_run(cut)
 
     assert start_batch(cut, epochs).wait() == 0
-    assert f"going on after epoch {done} of {epochs}" in (cut / "notebook.ipynb").read_text()
+    said = re.search(
+        rf"going on after epoch (\d+) of {epochs}", (cut / "notebook.ipynb").read_text()
+    )
+    assert done <= int(said[1]) < epochs  # the kernel may have ended an epoch while it died
     assert start_batch(whole, epochs).wait() == 0
     resumed, expected = runs.load_run(cut), runs.load_run(whole)
     assert len(resumed.history) == epochs
