@@ -34,7 +34,8 @@ def tabulate_runs(runs: list[Run]) -> pd.DataFrame:
     Returns:
         Indexed by folder name: the parameters that vary; for each part (val, test) and score the
         columns <part>_<score>, 0 … 1; for the test also <score>_low and _high, the run's own
-        bootstrap interval over lesions; best_epoch, epochs, seconds, images_per_second; and
+        bootstrap interval over lesions (with REFIT, val figures are of the net before it, test
+        figures of the net after it); best_epoch, epochs, seconds, images_per_second; and
         <part>_ratio, images of the part per training image.
     """
     rows = []

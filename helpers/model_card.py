@@ -139,6 +139,12 @@ def _describe_model(run: Run) -> str:
             "Beside the image it takes age, sex and site, each of which may be missing; all scores "
             "below are with what was known. metrics.json has the test scores without any."
         )
+    if parameters.get("REFIT"):
+        lines.append(
+            "Trained twice: first on the training part, to answer the validation part, from which "
+            "the temperature and the operating points below were chosen; then anew on both parts. "
+            "That is the saved model, and the one that answered the test."
+        )
     if "model_parameters" in training:
         lines.append(f"{training['model_parameters']:,} parameters.")
     if is_drawn(run):

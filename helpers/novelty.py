@@ -220,7 +220,11 @@ def load_detector(run: Run, data_dir: str = "") -> Detector:
 
 
 def fit_run(run: Run, data_dir: str = "") -> Detector:
-    """Fit a detector to a run's model, from the run's images; see `load_detector`."""
+    """Fit a detector to a run's model, from the run's images; see `load_detector`.
+
+    A model with REFIT was trained on the validation images too. Its borders and threshold then
+    come from half of the test lesions, and its false alarms are counted on the other half.
+    """
     table = _read_images_table(run, data_dir)
     model = load_image_model(run.model_paths[0])
     project = Path(helpers.__file__).parents[1]
@@ -228,8 +232,10 @@ def fit_run(run: Run, data_dir: str = "") -> Detector:
     # What the run has no predictions for is what its model was trained on.
     held_out = run.predictions[run.predictions["split"] != "official"].set_index("image_id")
     parts = table["image_id"].map(held_out["split"]).fillna("train").to_numpy(str)
-    features, _ = read_features(make_reader(model), pixels)
     labels, groups = table["label"].to_numpy(), table["group"].to_numpy(str)
+    if run.metrics["parameters"].get("REFIT"):
+        parts = _halve_test(parts, groups)
+    features, _ = read_features(make_reader(model), pixels)
     return fit_detector(pixels, features, labels, parts, groups)
 
 
@@ -276,6 +282,13 @@ def _combine(
         ]
     )
     return np.maximum(by_image / borders[0], features.measure(values) / borders[1])
+
+
+def _halve_test(parts: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Count the validation part (N,) as train, and half of the test's groups as validation."""
+    tested = np.random.default_rng(0).permutation(np.unique(groups[parts == "test"]))
+    first_half = (parts == "test") & np.isin(groups, tested[: len(tested) // 2])
+    return np.select([first_half, parts == "val"], ["val", "train"], parts)
 
 
 def _read_images_table(run: Run, data_dir: str) -> pd.DataFrame:

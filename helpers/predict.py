@@ -166,7 +166,8 @@ def choose_operating_point(
     Among the thresholds at which the validation images that are answered reach the accuracy, the
     one that answers most (selective prediction: Geifman and El-Yaniv, NeurIPS 2017). Of several
     runs, the validation images of all are taken, each as its own net answered it; their average is
-    seldom less often right at the same probability.
+    seldom less often right at the same probability. Of a net with REFIT they are the answers that
+    it gave before it was trained on these images too.
 
     Args:
         predictions: a row per image with split, dx and calibrated p_<class>.

@@ -24,6 +24,8 @@ class Recipe:
         augment: vary the training images (`pipelines.vary_images`).
         class_weight_power: see `training.weigh_classes`.
         views: 1, or 8 turned and mirrored views whose answers are averaged.
+        refit: once the epochs to keep are known and the validation part is answered, train the
+            same net anew, on that part too.
     """
 
     epochs: int = 20
@@ -36,10 +38,12 @@ class Recipe:
     augment: bool = False
     class_weight_power: float = 0.0
     views: int = 1
+    refit: bool = False
 
 
 # Muon: `muon.ConvolutionMuon`. Decoupled weight decay: Loshchilov & Hutter, ICLR 2019. Warm-up and
 # cosine: Goyal et al. 2017; Loshchilov & Hutter, ICLR 2017. Views: Krizhevsky et al., NIPS 2012.
+# Refit: Goodfellow, Bengio & Courville, Deep Learning, 2016, algorithm 7.2.
 COMPACT = Recipe(
     epochs=40,
     patience=0,  # the rate has come down to zero: the last epochs differ by chance only
@@ -50,9 +54,16 @@ COMPACT = Recipe(
     weight_decay=0.02,
     augment=True,
     views=8,
+    refit=True,
 )
 PRETRAINED = replace(
-    COMPACT, epochs=20, patience=20, batch_size=32, learning_rate=0.001, optimizer="adam"
+    COMPACT,
+    epochs=20,
+    patience=20,
+    batch_size=32,
+    learning_rate=0.001,
+    optimizer="adam",
+    refit=False,
 )
 NAMES = tuple(field.name.upper() for field in fields(Recipe))
 

@@ -133,7 +133,9 @@ def describe_data(table: pd.DataFrame, pixels: np.ndarray, folder: str) -> dict:
     }
 
 
-def describe_training(history: pd.DataFrame, best_epoch: int, images: int) -> dict:
+def describe_training(
+    history: pd.DataFrame, best_epoch: int, images: int, refit: pd.DataFrame | None = None
+) -> dict:
     """Describe the training of a run for metrics.json.
 
     Args:
@@ -141,11 +143,15 @@ def describe_training(history: pd.DataFrame, best_epoch: int, images: int) -> di
         best_epoch: the epoch whose weights were kept, from 1.
         images: training images per epoch. Images per second count these alone, but the seconds
             are of the whole epoch, validation and checkpoint included.
+        refit: the history of the second training, on the validation part too; its seconds are
+            counted in.
     """
+    refit_seconds = 0.0 if refit is None else refit["seconds"].sum()
     return {
         "epochs": len(history),
         "best_epoch": best_epoch,
-        "seconds": history["seconds"].sum(),
+        "seconds": history["seconds"].sum() + refit_seconds,
+        "refit_seconds": refit_seconds,
         "images_per_second": images / history["seconds"].median(),
     }
 

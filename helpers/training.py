@@ -11,11 +11,12 @@ import pandas as pd
 import tensorflow as tf
 from tqdm.keras import TqdmCallback
 
+from helpers.devices import scale_rate
 from helpers.models import SMALLEST_SIDE
 from helpers.muon import ConvolutionMuon
 from helpers.pretrained import BODY_RATE, NETS, FineTuning, find_problems
 from helpers.progress import is_interactive
-from helpers.recipes import MODELS
+from helpers.recipes import MODELS, Recipe
 from helpers.runs import RunError
 
 LOWEST = {
@@ -213,6 +214,36 @@ def make_optimizer(
     return made
 
 
+def compile_net(
+    model: keras.Model,
+    recipe: Recipe,
+    steps: int,
+    *,
+    devices: int = 1,
+    head_epochs: int | None = None,
+) -> None:
+    """Compile a net for a training from its start, with a new optimizer; call it in the scope.
+
+    Args:
+        model: the net; gives probabilities (N, K).
+        recipe: epochs, learning rate, schedule, optimizer and weight decay.
+        steps: per epoch.
+        devices: that share a batch (`devices.scale_rate`).
+        head_epochs: of a net whose body is pretrained, see `make_optimizer`.
+    """
+    highest = scale_rate(recipe.learning_rate, devices)
+    rate = make_learning_rate(highest, recipe.schedule, steps * recipe.epochs)
+    head_steps = None if head_epochs is None else head_epochs * steps
+    model.compile(
+        optimizer=make_optimizer(
+            model, rate, recipe.weight_decay, recipe.optimizer, head_steps=head_steps
+        ),
+        loss="sparse_categorical_crossentropy",
+        metrics=["accuracy", BalancedAccuracy(model.output_shape[-1])],
+        jit_compile=choose_jit_compile(),
+    )
+
+
 @keras.saving.register_keras_serializable("skin_cancer_detection")
 class BalancedAccuracy(keras.metrics.Metric):
     """Mean recall over the classes that occur, from class probabilities.
@@ -290,7 +321,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def history(self) -> pd.DataFrame:
-        """A row per epoch, from 1: loss, accuracy, their validation figures, seconds."""
+        """A row per epoch, from 1: loss, accuracy, validation figures if any, seconds."""
         return pd.DataFrame(self.rows, index=pd.RangeIndex(1, len(self.rows) + 1, name="epoch"))
 
     def restore(self, model: keras.Model) -> str:

@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import keras
 import nbformat
 import numpy as np
 import pandas as pd
@@ -204,39 +205,75 @@ assert "helpers" not in sys.modules
     assert np.load(tmp_path / "answer.npy") == pytest.approx(expected, abs=1e-6)
 
 
-def start_batch(folder, epochs):
+REFITTED = {**SMALL, "EPOCHS": 4, "PATIENCE": 0, "REFIT": True}
+
+
+def start_batch(folder):
     command = [sys.executable, "-m", "helpers.batch", str(MAIN), str(folder)]
-    for name, value in {**SMALL, "EPOCHS": epochs}.items():
+    for name, value in REFITTED.items():
         command += ["-p", name, str(value)]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
                             start_new_session=True)  # fmt: skip
 
 
-def test_killed_run_goes_on_and_ends_as_it_would_have(tmp_path):
-    epochs = 6
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    process = start_batch(cut, epochs)
+def kill_after_an_epoch(process, path):
+    """Kill a run once it has written the checkpoint; return the epochs that are in it."""
     deadline = time.monotonic() + 240
-    while not (cut / "checkpoint.npz").exists():
+    while not path.exists():
         assert process.poll() is None, "the run ended before its first checkpoint"
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(process.pid, signal.SIGKILL)  # papermill and the kernel at once
     process.wait()
-    with np.load(cut / "checkpoint.npz") as saved:
-        done = len(json.loads(str(saved["notes"]))["rows"])
-    assert 1 <= done < epochs
+    with np.load(path) as saved:
+        return len(json.loads(str(saved["notes"]))["rows"])
+
+
+@pytest.fixture(scope="module")
+def refitted(tmp_path_factory):
+    """A run with REFIT that nobody interrupts."""
+    folder = tmp_path_factory.mktemp("refit") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        return batch.execute_notebook(MAIN, folder, REFITTED)
+
+
+def test_killed_run_goes_on_and_ends_as_it_would_have(refitted, tmp_path):
+    """Killed once in each of the two trainings."""
+    cut, epochs = tmp_path / "cut", REFITTED["EPOCHS"]
+    done = [kill_after_an_epoch(start_batch(cut), cut / "checkpoint.npz")]
+    assert 1 <= done[0] < epochs
     with pytest.raises(runs.RunError, match="an interrupted training goes on"):
         runs.load_run(cut)
+    done.append(kill_after_an_epoch(start_batch(cut), cut / "refit.npz"))
+    assert 1 <= done[1] < epochs
 
-    assert start_batch(cut, epochs).wait() == 0
-    said = re.search(
+    assert start_batch(cut).wait() == 0
+    said = re.findall(
         rf"going on after epoch (\d+) of {epochs}", (cut / "notebook.ipynb").read_text()
     )
-    assert done <= int(said[1]) < epochs  # the kernel may have ended an epoch while it died
-    assert start_batch(whole, epochs).wait() == 0
-    resumed, expected = runs.load_run(cut), runs.load_run(whole)
+    assert int(said[0]) == epochs
+    assert done[1] <= int(said[1]) < epochs  # the kernel may have ended an epoch while it died
+    resumed = runs.load_run(cut)
     assert len(resumed.history) == epochs
-    assert resumed.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))
-    assert resumed.predictions.equals(expected.predictions)
-    assert not (cut / "checkpoint.npz").exists()
+    assert resumed.history.drop(columns="seconds").equals(refitted.history.drop(columns="seconds"))
+    assert resumed.predictions.equals(refitted.predictions)
+    assert not list(cut.glob("*.npz"))
+
+
+def test_refitted_model_answers_the_test_and_the_one_before_the_validation_part(refitted):
+    parameters, training = refitted.metrics["parameters"], refitted.metrics["training"]
+    assert 0 < training["refit_seconds"] < training["seconds"]
+    labels, probabilities, _ = refitted.part("val")
+    accuracy = (probabilities.argmax(axis=1) == labels).mean()
+    assert accuracy == pytest.approx(refitted.history["val_accuracy"].iloc[-1], abs=1e-6)
+
+    model = keras.models.load_model(refitted.model_paths[0])
+    table = dataset.read_dataset("data/sample").set_index("image_id", drop=False)
+    size = (parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"])
+    for part in ("val", "test"):
+        rows = refitted.predictions.query("split == @part")
+        pixels = [images.read_image(path, size) for path in table.loc[rows["image_id"], "path"]]
+        answers = model.predict(np.stack(pixels), batch_size=32, verbose=0)
+        given = rows[[f"p_{dx}" for dx in refitted.classes]].to_numpy()
+        assert np.allclose(answers, given, atol=5e-3) == (part == "test"), part

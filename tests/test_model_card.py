@@ -71,6 +71,12 @@ def write_card(run, part="test", by_group=None):
     return path.read_text(encoding="utf-8"), figures
 
 
+def test_training_on_the_validation_part_is_said(run):
+    assert "Trained twice" not in write_card(run)[0]
+    run.metrics["parameters"]["REFIT"] = True
+    assert "Trained twice" in write_card(run)[0]
+
+
 def parse_front_matter(text):
     empty, front, _ = text.split("---\n", 2)
     assert empty == ""

@@ -119,6 +119,24 @@ def test_fit_is_kept_and_needs_no_images_afterwards(run, tmp_path):
     assert len(loaded.validation) == (run.predictions["split"] == "val").sum()
 
 
+def test_net_that_has_seen_the_validation_part_gets_its_borders_from_half_of_the_test(
+    run, tmp_path
+):
+    before = novelty.fit_run(run)
+    tiny_run.save_tiny_run(run.path, tmp_path / "images", REFIT=True)
+    refitted = novelty.fit_run(runs.load_run(run.path))
+    tested = run.predictions.query("split == 'test'")
+    assert len(refitted.validation) == len(refitted.test) == len(tested) / 2
+    assert set(refitted.test_groups) < set(tested["group"])
+    assert not set(refitted.validation) & set(refitted.test)
+    table = novelty.dataset.read_dataset(tmp_path / "images")
+    seen = table[~table["image_id"].isin(tested["image_id"])]
+    pixels = np.stack([novelty.images.read_image(path, tiny_run.SIZE) for path in seen["path"]])
+    expected = novelty.measure_statistics(pixels).mean(axis=0)
+    assert refitted.statistics.mean == pytest.approx(expected, rel=1e-5)
+    assert before.statistics.mean != pytest.approx(expected, rel=1e-5)
+
+
 def test_missing_images_are_asked_for(run, tmp_path):
     (tmp_path / "images").rename(tmp_path / "away")
     with pytest.raises(runs.RunError, match=r"novelty.npz is missing, and so is .*--data-dir"):

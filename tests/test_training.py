@@ -6,9 +6,12 @@ import pytest
 from keras import layers
 from sklearn.metrics import balanced_accuracy_score
 
-from helpers import fields, models, pipelines, runs, training
+from helpers import fields, models, pipelines, pretrained, recipes, runs, training
 
 EPOCHS = 5
+RECIPE = recipes.Recipe(
+    epochs=EPOCHS, learning_rate=0.01, schedule="cosine", optimizer="muon", weight_decay=0.1
+)
 
 
 @pytest.fixture(scope="module")
@@ -236,6 +239,18 @@ def test_balanced_accuracy_equals_sklearn():
     assert float(metric.result()) == pytest.approx(expected, abs=1e-6)
 
 
+def test_net_is_compiled_along_its_recipe():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(7, activation="softmax")])
+    training.compile_net(model, RECIPE, 20, devices=4)
+    rates = [float(model.optimizer._learning_rate(step)) for step in (0, 5, 100)]
+    assert rates == pytest.approx([0, 0.02, 0], abs=1e-6)  # twice the rate for four devices
+    first = model.optimizer
+    training.compile_net(model, recipes.Recipe(), 20, head_epochs=2)
+    assert isinstance(model.optimizer, pretrained.FineTuning)
+    assert model.optimizer is not first
+    assert model.optimizer.get_config()["head_steps"] == 40
+
+
 class Interruption(keras.callbacks.Callback):
     """Interrupts the training in the middle of an epoch."""
 
@@ -265,13 +280,7 @@ def train(data, path, interrupt_in=None, patience=99, settings=None):
             layers.Dense(7, activation="softmax"),
         ]
     )
-    rate = training.make_learning_rate(0.01, "cosine", EPOCHS * 4)
-    model.compile(
-        training.make_optimizer(model, rate, 0.1, "muon"),
-        "sparse_categorical_crossentropy",
-        metrics=["accuracy", training.BalancedAccuracy(7)],
-        jit_compile=False,
-    )
+    training.compile_net(model, RECIPE, 4)
     checkpoint = training.Checkpoint(path, settings or {"a": 1}, EPOCHS, patience)
     message = checkpoint.restore(model)
     epochs = range(checkpoint.first_epoch, EPOCHS)

@@ -51,7 +51,7 @@ def make_model(seed=0, size=SIZE, classes=dataset.CLASSES, dtype="float32"):
     return model
 
 
-def save_tiny_run(folder, data_dir, seed=0, model=None):
+def save_tiny_run(folder, data_dir, seed=0, model=None, **parameters):
     """Save a run of the net on the images; validation and test are every third image."""
     model = model or make_model(seed)
     classes = model.layers[-1].name.split("_")
@@ -66,6 +66,7 @@ def save_tiny_run(folder, data_dir, seed=0, model=None):
             "DATA_DIR": str(data_dir),
             "IMAGE_HEIGHT": size[0],
             "IMAGE_WIDTH": size[1],
+            **parameters,
         },
         "classes": classes,
         "data": {"images": len(table)},
