@@ -36,7 +36,8 @@ def tabulate_runs(runs: list[Run]) -> pd.DataFrame:
         columns <part>_<score>, 0 … 1; for the test also <score>_low and _high, the run's own
         bootstrap interval over lesions (with REFIT, val figures are of the net before it, test
         figures of the net after it); best_epoch, epochs, seconds, images_per_second; and
-        <part>_ratio, images of the part per training image.
+        <part>_ratio, images of the part per image of the training part; what REFIT adds to that
+        is left out, which makes the intervals of `estimate_mean` a little wider.
     """
     rows = []
     for run in runs:
