@@ -204,10 +204,14 @@ def read_progress(log: Path) -> float:
     try:
         with log.open("rb") as file:
             file.seek(max(0, log.stat().st_size - 4096))
-            found = re.findall(rb"epoch (\d+)/(\d+)", file.read())
+            said = rb"(?:training (\d+)/(\d+), )?epoch (\d+)/(\d+)"  # `training.EpochLines`
+            found = re.findall(said, file.read())
     except OSError:
         return 0.0
-    return int(found[-1][0]) / int(found[-1][1]) if found else 0.0
+    if not found:
+        return 0.0
+    number, of, epoch, epochs = (int(text or 1) for text in found[-1])
+    return (number - 1 + epoch / epochs) / of
 
 
 def _sum_progress(planned: list[PlannedRun]) -> float:

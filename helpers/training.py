@@ -410,9 +410,17 @@ def _name_differences(there: dict, here: dict) -> str:
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints one line per epoch, for runs that nobody watches."""
+    """Prints one line per epoch, for runs that nobody watches.
+
+    Args:
+        number, of: which training of how many this is.
+    """
 
     FIGURES = ("loss", "val_loss", "accuracy", "val_accuracy", "val_balanced_accuracy")
+
+    def __init__(self, number: int = 1, of: int = 1):
+        super().__init__()
+        self.prefix = f"training {number}/{of}, " if of > 1 else ""
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
@@ -422,13 +430,18 @@ class EpochLines(keras.callbacks.Callback):
         """Print the line."""
         figures = ", ".join(f"{name} {logs[name]:.3f}" for name in self.FIGURES if name in logs)
         seconds = time.perf_counter() - self._start
-        print(f"epoch {epoch + 1}/{self.params['epochs']}: {figures} ({seconds:.0f} s)", flush=True)
+        at = f"{self.prefix}epoch {epoch + 1}/{self.params['epochs']}"
+        print(f"{at}: {figures} ({seconds:.0f} s)", flush=True)
 
 
-def show_progress() -> keras.callbacks.Callback:
-    """Make the progress callback: one bar where a person watches, else a line per epoch."""
+def show_progress(number: int = 1, of: int = 1) -> keras.callbacks.Callback:
+    """Make the progress callback: one bar where a person watches, else a line per epoch.
+
+    Args:
+        number, of: which training of how many this is.
+    """
     if not is_interactive():
-        return EpochLines()
+        return EpochLines(number, of)
     progress = TqdmCallback(verbose=0)
     # The validation figures alone: with all of them there is no room for the bar.
     progress.on_epoch_end = progress.bar2callback(

@@ -146,6 +146,21 @@ def test_empty_file_and_missing_notebook_are_named(project):
         read(project, "grid: {FOLD: [0]}")
 
 
+@pytest.mark.parametrize(
+    ("said", "share"),
+    [
+        ("drawing\n", 0),
+        ("epoch 1/4: loss 1\nepoch 3/4: loss 1\n", 0.75),
+        ("training 1/2, epoch 4/4: loss 1\n", 0.5),
+        ("training 1/2, epoch 4/4: loss 1\ntraining 2/2, epoch 2/4: loss 1\nAUC .9\n", 0.75),
+    ],
+)
+def test_progress_is_read_from_the_log(tmp_path, said, share):
+    assert grids.read_progress(tmp_path / "log.txt") == 0
+    (tmp_path / "log.txt").write_text(said)
+    assert grids.read_progress(tmp_path / "log.txt") == share
+
+
 def test_failed_run_is_named_the_others_finish_and_only_it_is_tried_again(project, capsys):
     text = "grid: {FOLD: [0, 1]}\nruns: [{FAIL: true}]\nensemble: FOLD\nfixed: {RATE: 0.25}"
     experiment = read(project, text)

@@ -369,6 +369,11 @@ def test_one_line_per_epoch_when_nobody_watches(capsys, monkeypatch):
     lines.on_epoch_end(1, {"loss": 1.5, "accuracy": 0.25, "val_loss": 2.0})
     out = capsys.readouterr().out
     assert out == "epoch 2/3: loss 1.500, val_loss 2.000, accuracy 0.250 (0 s)\n"
+    lines = training.show_progress(2, 2)
+    lines.set_params({"epochs": 3})
+    lines.on_epoch_begin(0)
+    lines.on_epoch_end(0, {"loss": 1.0})
+    assert capsys.readouterr().out == "training 2/2, epoch 1/3: loss 1.000 (0 s)\n"
 
 
 def test_one_bar_where_a_person_watches(capsys, monkeypatch):
