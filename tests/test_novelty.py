@@ -6,7 +6,7 @@ import tiny_run
 from scipy.spatial.distance import mahalanobis
 from scipy.stats import binomtest
 
-from helpers import novelty, runs
+from helpers import dataset, images, novelty, runs
 
 SHAPE = (8, 10, 3)
 
@@ -129,9 +129,9 @@ def test_net_that_has_seen_the_validation_part_gets_its_borders_from_half_of_the
     assert len(refitted.validation) == len(refitted.test) == len(tested) / 2
     assert set(refitted.test_groups) < set(tested["group"])
     assert not set(refitted.validation) & set(refitted.test)
-    table = novelty.dataset.read_dataset(tmp_path / "images")
+    table = dataset.read_dataset(tmp_path / "images")
     seen = table[~table["image_id"].isin(tested["image_id"])]
-    pixels = np.stack([novelty.images.read_image(path, tiny_run.SIZE) for path in seen["path"]])
+    pixels = np.stack([images.read_image(path, tiny_run.SIZE) for path in seen["path"]])
     expected = novelty.measure_statistics(pixels).mean(axis=0)
     assert refitted.statistics.mean == pytest.approx(expected, rel=1e-5)
     assert before.statistics.mean != pytest.approx(expected, rel=1e-5)
