@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 from keras import layers
 
-from helpers import devices, models, pipelines, training
+from helpers import devices, models, pipelines, recipes, training
 
 # Summing in parts rounds differently: 5e-8 was seen on the predictions, 2e-7 on the losses.
 TOLERANCE = 1e-5
@@ -58,7 +58,14 @@ class Interruption(keras.callbacks.Callback):
 def train(strategy, folder, faster=1.0, interrupt=False, batch_norm=False, optimizer="adam"):
     """Train as the main notebook does, two devices' worth of images per batch."""
     training.make_reproducible(1)
-    batch_size, rate = 2 * BATCH_SIZE, devices.scale_rate(0.01 * faster, 2)
+    batch_size = 2 * BATCH_SIZE
+    recipe = recipes.Recipe(
+        epochs=EPOCHS,
+        learning_rate=0.01 * faster,
+        schedule="cosine",
+        optimizer=optimizer,
+        weight_decay=0.1,
+    )
     steps = pipelines.count_steps(TRAINED, batch_size)
     with strategy.scope():
         model = keras.Sequential(
@@ -70,13 +77,7 @@ def train(strategy, folder, faster=1.0, interrupt=False, batch_norm=False, optim
                 layers.Dense(7, activation="softmax"),
             ]
         )
-        schedule = training.make_learning_rate(rate, "cosine", EPOCHS * steps)
-        model.compile(
-            training.make_optimizer(model, schedule, 0.1, optimizer),
-            "sparse_categorical_crossentropy",
-            metrics=["accuracy", training.BalancedAccuracy(7)],
-            jit_compile=training.choose_jit_compile(),
-        )
+        training.compile_net(model, recipe, steps, devices=2)
     pixels, labels = make_data()
     validation = pipelines.evaluation_batches(
         pixels, labels, np.arange(TRAINED, ALL), batch_size, devices=2
