@@ -14,19 +14,19 @@ RUN_DIR := runs/sample
 .PHONY: run test lab notebooks format lock clean
 
 run: .venv/installed
-	$(BIN)/python -m helpers.batch Skin_Cancer_Detection.ipynb $(RUN_DIR)
+	$(BIN)/python -m helpers.runs.execution Skin_Cancer_Detection.ipynb $(RUN_DIR)
 
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval -x -p tests.nbval_streams $(NOTEBOOKS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval -x -p tests.notebooks.nbval_streams $(NOTEBOOKS)
 
 lab: .venv/installed
 	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb
 
 notebooks: .venv/installed
-	$(BIN)/python tests/refresh.py $(NOTEBOOKS)
+	$(BIN)/python tests/notebooks/refresh.py $(NOTEBOOKS)
 
 format: .venv/installed
 	$(BIN)/ruff check --fix .

@@ -12,8 +12,8 @@ import time
 import numpy as np
 from PIL import Image
 
-from helpers.dataset import read_dataset
-from helpers.images import load_images
+from helpers.data.images import load_images
+from helpers.data.reading import read_dataset
 
 try:
     import resource

@@ -41,7 +41,10 @@ def time_model(name: str) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from helpers import models, pipelines, recipes, training
+    from helpers.nets import models
+    from helpers.training import batches as pipelines
+    from helpers.training import fit as training
+    from helpers.training import recipes
 
     training.make_reproducible(0)
     keras.mixed_precision.set_global_policy(training.choose_precision())
@@ -90,7 +93,7 @@ def time_torch() -> dict:
     import torch
     from torch import nn
 
-    from helpers import training
+    from helpers.training import fit as training
 
     half = training._has_native_bfloat16()
     dtype = torch.bfloat16 if half else torch.float32

@@ -12,8 +12,9 @@ import time
 
 import numpy as np
 
-from helpers import images, predict
-from helpers.runs import load_run
+from helpers.data import images
+from helpers.runs import predict
+from helpers.runs.folder import load_run
 
 
 def time_call(function, *arguments, **options):

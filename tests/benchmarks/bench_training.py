@@ -21,7 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 IMAGES, BATCH, HEIGHT, WIDTH = 256, 32, 75, 100
 FORWARD, STEP = 544e6, 1582e6  # multiply-adds per image at 75x100
 MATRIX = 4096
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def build_net(batch_norm: bool = False, size: tuple[int, int] = (HEIGHT, WIDTH)):
@@ -30,7 +30,9 @@ def build_net(batch_norm: bool = False, size: tuple[int, int] = (HEIGHT, WIDTH))
     import nbformat
     from keras import layers
 
-    from helpers import dataset, devices, models
+    from helpers.data import reading as dataset
+    from helpers.nets import models
+    from helpers.training import devices
 
     book = nbformat.read(ROOT / "Skin_Cancer_Detection.ipynb", as_version=4)
     (cell,) = [c for c in book.cells if c.cell_type == "code" and "keras.Sequential" in c.source]
@@ -55,7 +57,8 @@ def time_way(way: str) -> dict:
     import numpy as np
     import tensorflow as tf
 
-    from helpers import pipelines, training
+    from helpers.training import batches as pipelines
+    from helpers.training import fit as training
 
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (IMAGES, HEIGHT, WIDTH, 3), dtype=np.uint8)
