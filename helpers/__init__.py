@@ -1,1 +1,1 @@
-"""The small module that the notebooks lean on."""
+"""What the notebooks lean on: six rooms, data, nets, training, evaluation, plots and runs."""

@@ -1,0 +1,3 @@
+"""The training: what stands around `model.fit`."""
+
+from helpers.training import batches, fit, optimizers
