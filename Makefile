@@ -1,7 +1,8 @@
 # make run    train on drawn images and write a report (first call: sets up .venv)
 # make test   every check that CI makes
+# make check  the quick ones: style, and tests without TensorFlow
 # make lab    open JupyterLab
-# Also: notebooks (re-execute the committed ones), format, lock, clean.
+# Also: notebooks (execute the committed ones anew), format, lock, clean.
 
 SHELL := /bin/sh
 VERSIONS := python3 python3.13 python3.12 python3.11
@@ -9,18 +10,23 @@ IS_KNOWN := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(VERSIONS); do $$p -c '$(IS_KNOWN)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 NOTEBOOKS := Skin_Cancer_Detection.ipynb $(wildcard notebooks/*.ipynb)
+TWO_CORES := -n 2 --dist loadfile
 RUN_DIR := runs/sample
 
-.PHONY: run test lab notebooks format lock clean
+.PHONY: run check test lab notebooks format lock clean
 
 run: .venv/installed
-	$(BIN)/python -m helpers.runs.execution Skin_Cancer_Detection.ipynb $(RUN_DIR)
+	$(BIN)/python -m helpers run Skin_Cancer_Detection.ipynb $(RUN_DIR)
 
-test: .venv/installed
+check: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval -x -p tests.notebooks.nbval_streams $(NOTEBOOKS)
+	$(BIN)/python -m pytest $(TWO_CORES) tests/units
+
+test: check
+	rm -rf runs/check
+	$(BIN)/python -m pytest $(TWO_CORES) --nbval -x -p tests.notebooks.nbval_streams $(NOTEBOOKS)
+	$(BIN)/python -m pytest $(TWO_CORES) tests/models tests/notebooks
 
 lab: .venv/installed
 	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb

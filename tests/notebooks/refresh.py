@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import nbformat
+import nbval_streams  # noqa: F401 - the same environment as in the comparison
 from nbclient import NotebookClient
 
-from helpers.runs.folder import replace_file
+from helpers.data.files import replace_file
 
 
 def refresh_notebook(path: Path) -> None:
