@@ -14,7 +14,7 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
+from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file, resolve_path
 from helpers.runs import experiments
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
 from helpers.runs.folder import (
@@ -51,7 +51,7 @@ def execute_notebook(
             this run, a cell that failed or was not executed, a dead kernel, or a run that was not
             saved.
     """
-    notebook, run_dir = PROJECT / notebook, resolve_run(run_dir)
+    notebook, run_dir = resolve_path(notebook), resolve_run(run_dir)
     parameters = {**parameters, "RUN_DIR": str(run_dir)}
     declared = experiments.inspect_parameters(notebook)
     raise_problems(notebook, find_problems(parameters, declared))

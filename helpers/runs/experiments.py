@@ -24,7 +24,7 @@ import papermill
 import yaml
 from filelock import FileLock, Timeout
 
-from helpers.data.files import PROJECT, InputError, raise_problems, resolve_path
+from helpers.data.files import InputError, raise_problems, resolve_path
 from helpers.evaluation.predictions import Predictions
 from helpers.evaluation.scores import score_majority, score_with_intervals
 from helpers.runs.folder import (
@@ -97,7 +97,7 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
         raise InputError(path, [f"not readable as YAML: {error}"]) from None
     raise_problems(path, _find_shape_problems(content))
 
-    folder, notebook = resolve_run(f"runs/{path.stem}"), PROJECT / content["notebook"]
+    folder, notebook = resolve_run(f"runs/{path.stem}"), resolve_path(content["notebook"])
     declared = inspect_parameters(notebook)
     fixed = {**(content.get("fixed") or {}), **parse_parameters(changes, declared)}
     runs, problems = [], {}
@@ -126,7 +126,8 @@ def inspect_parameters(notebook: str | Path) -> dict[str, str]:
     Raises:
         InputError: no such file, no parameters, or a parameter without a plain type.
     """
-    if not Path(notebook).is_file():
+    notebook = resolve_path(notebook)
+    if not notebook.is_file():
         raise InputError(notebook, ["no such notebook"])
     found = papermill.inspect_notebook(str(notebook)).items()
     declared = {name: entry["inferred_type_name"] for name, entry in found}

@@ -1,85 +1,87 @@
-"""Export a run's model for use without Keras: SavedModel, TensorFlow Lite or ONNX, checked.
+"""What leaves a run's folder: its model in other formats, checked, and its model card."""
 
-python -m helpers.runs.export RUN_DIR --to savedmodel
-
-Whatever precision the run was trained in, what is exported computes in float32. It takes raw uint8
-pixels, as the run's model does; class order and image size stand in a JSON file beside it.
-"""
-
-import argparse
 import json
+import shlex
 import shutil
-import sys
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-import keras
 import numpy as np
-import tensorflow as tf
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from helpers.data import drawing, images
-from helpers.nets.patient import load_image_model
-from helpers.runs.folder import Run, RunError, load_run, replace_file
+from helpers.data import drawing, images, sample
+from helpers.data.files import InputError, raise_problems, replace_file
+from helpers.data.reading import CLASS_NAMES
+from helpers.evaluation import scores
+from helpers.runs.folder import Run, load_model
 
-# Keras' name of the format, ending of the file, packages that requirements.txt does not bring.
+CARD, FIGURE, FOLDER = "MODEL_CARD.md", "figures/judgement.png", "export"
+# Keras' name of the format, file, packages that requirements.txt does not bring.
 FORMATS = {
-    "savedmodel": ("tf_saved_model", "", ()),
-    "tflite": ("litert", ".tflite", ()),
-    "onnx": ("onnx", ".onnx", ("tf2onnx", "onnx", "onnxruntime")),
+    "savedmodel": ("tf_saved_model", "savedmodel", ()),
+    "tflite": ("litert", "model.tflite", ()),
+    "onnx": ("onnx", "model.onnx", ("tf2onnx", "onnx", "onnxruntime")),
 }
-FOLDER = "export"
 CHECKED_IMAGES = 50
 TOLERANCE = 1e-4  # largest difference of a probability that rounding in float32 explains
+# Our names of the scores to those that model hubs know.
+HUB_SCORES = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced_accuracy",
+    "macro_f1": "f1",
+    "auc": "roc_auc",
+}
 
 
 def export_run(run: Run, to: str) -> dict:
-    """Write a run's model in another format and compare it with the Keras model.
+    """Write a run's model in another format, in float32, and compare it with the Keras model.
 
     Args:
         run: a finished run with one model.
         to: one of FORMATS.
 
     Returns:
-        What is written as <name>.json beside the exported model: file, format, classes (in the
-        order of the outputs), height, width, input and output in words, checked_images (drawn
-        lesions and random pixels), largest_difference from the Keras model in float32 and
-        largest_difference_as_trained: of the Keras model in float32 from itself as it was saved,
-        in precision_as_trained.
+        What is written as <to>.json beside the exported model: file, format, classes (in the order
+        of the outputs), height, width, input and output in words, checked_images (drawn lesions
+        and random pixels), largest_difference from the Keras model in float32, and
+        largest_difference_as_trained from the Keras model in precision_as_trained.
 
     Raises:
-        RunError: an unknown format, a missing package, an ensemble (all named together), or
-            answers that differ from the Keras model's by more than TOLERANCE. Nothing is left
-            under export/ then that was not there before.
+        InputError: an unknown format, a missing package, an ensemble, or answers that differ from
+            the Keras model's by more than TOLERANCE: then nothing is written.
     """
-    problems = find_problems(run, to)
-    if problems:
-        raise RunError("\n".join(problems))
-    keras_format, ending, _ = FORMATS[to]
-    trained = load_image_model(run.model_paths[0])
+    if to not in FORMATS:
+        raise InputError(run.path, [f"no format {to!r}: choose one of {', '.join(FORMATS)}"])
+    keras_format, name, packages = FORMATS[to]
+    problems = []
+    if missing := [package for package in packages if find_spec(package) is None]:
+        problems.append(f"{to} needs more packages: pip install {' '.join(missing)}")
+    if len(run.model_paths) > 1:
+        problems.append(f"it has {len(run.model_paths)} models: export the runs it was made of")
+    raise_problems(run.path, problems)
+
+    trained = load_model(run)
     model = copy_in_float32(trained)
-    pixels = make_check_images(trained.input_shape[1:3])
+    height, width = trained.input_shape[1:3]
+    pixels = _make_check_images((height, width))
     expected = model.predict(pixels, verbose=0)
-    target = run.path / FOLDER / f"model{ending}" if ending else run.path / FOLDER / to
-    partial = target.with_name(f".partial.{target.name}")
+    target = run.path / FOLDER / name
+    partial = target.with_name(f".partial.{name}")
     target.parent.mkdir(exist_ok=True)
     try:
         model.export(partial, format=keras_format, verbose=False)
-        difference = float(np.abs(READERS[to](partial)(pixels) - expected).max())
+        difference = float(np.abs(read_export(partial, to)(pixels) - expected).max())
         if not difference <= TOLERANCE:
-            raise RunError(
-                f"{target} not written: its answers differ by up to {difference:.2g} from the "
-                f"Keras model's, more than {TOLERANCE:.0e}; choose another format"
-            )
-        if target.is_dir():
-            shutil.rmtree(target)
+            problem = f"not written: its answers differ by up to {difference:.2g} from the Keras"
+            remedy = f"model's, more than {TOLERANCE:.0e}; choose another format"
+            raise InputError(target, [f"{problem} {remedy}"])
+        _remove(target)
         partial.replace(target)
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        partial.unlink(missing_ok=True)
-    height, width = trained.input_shape[1:3]
+        _remove(partial)
     as_trained = float(np.abs(trained.predict(pixels, verbose=0) - expected).max())
     note = {
         "file": target.name,
@@ -91,7 +93,7 @@ def export_run(run: Run, to: str) -> dict:
         "output": "float32 (images, classes), probabilities, not calibrated",
         "checked_images": len(pixels),
         "largest_difference": difference,
-        "precision_as_trained": " and ".join(sorted({x.compute_dtype for x in trained.layers})),
+        "precision_as_trained": run.metrics["training"]["precision"],
         "largest_difference_as_trained": as_trained,
     }
     text = json.dumps(note, indent=2) + "\n"
@@ -99,29 +101,14 @@ def export_run(run: Run, to: str) -> dict:
     return note
 
 
-def find_problems(run: Run, to: str) -> list[str]:
-    """List what keeps a run from being exported, before any work is done."""
-    problems = []
-    if to not in FORMATS:
-        return [f"the format is {to!r}: choose one of {', '.join(FORMATS)}"]
-    missing = [name for name in FORMATS[to][2] if find_spec(name) is None]
-    if missing:
-        problems.append(f"{to} needs more packages: pip install {' '.join(missing)}")
-    if len(run.model_paths) != 1:
-        problems.append(
-            f"{run.path} has {len(run.model_paths)} models: export the runs it was made of"
-        )
-    return problems
+def copy_in_float32(model):
+    """Copy a Keras model so that all its layers, nested ones too, compute in float32.
 
-
-def copy_in_float32(model: keras.Model) -> keras.Model:
-    """Copy a net so that all its layers, nested ones too, compute in float32, weights as they were.
-
-    Weights are float32 in mixed precision too; only the arithmetic changes. Not every runtime
-    that reads an export knows bfloat16.
+    Not every runtime that reads an export knows bfloat16. Weights are float32 anyway.
     """
+    import keras
 
-    def rebuild(node: keras.Operation) -> keras.Operation:
+    def rebuild(node):
         if not isinstance(node, keras.Layer):  # such as the sum of two tensors
             return node
         return type(node).from_config({**node.get_config(), "dtype": "float32"})
@@ -131,90 +118,121 @@ def copy_in_float32(model: keras.Model) -> keras.Model:
     return copy
 
 
-def make_check_images(size: tuple[int, int]) -> np.ndarray:
-    """Make the images that an export is checked on: half drawn lesions, half random pixels.
+def read_export(path: Path, to: str) -> Callable[[np.ndarray], np.ndarray]:
+    """Load an exported model as a function of pixels, uint8 (images, height, width, 3)."""
+    if to == "onnx":
+        import onnxruntime
 
-    Returns:
-        uint8 (50, height, width, 3).
-    """
-    rng = np.random.default_rng(0)
-    height, width = size
-    drawn = [
-        images.resize_pixels(drawing.draw_lesion("nv", rng)[0], size)
-        for _ in range(CHECKED_IMAGES // 2)
-    ]
-    noise = rng.integers(0, 256, (CHECKED_IMAGES - len(drawn), height, width, 3), np.uint8)
-    return np.concatenate([np.stack(drawn), noise])
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        return lambda pixels: session.run(None, {session.get_inputs()[0].name: pixels})[0]
+    import tensorflow as tf
 
-
-def read_savedmodel(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Load a SavedModel as a function of pixels."""
-    saved = tf.saved_model.load(path)
-    return lambda pixels: saved.serve(pixels).numpy()
-
-
-def read_tflite(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Load a TensorFlow Lite file as a function of pixels, by ai-edge-litert if it is there."""
-    if find_spec("ai_edge_litert"):
-        from ai_edge_litert.interpreter import Interpreter
-    else:
-        Interpreter = tf.lite.Interpreter  # noqa: N806 - a class
-    with warnings.catch_warnings():  # it points to ai-edge-litert; TensorFlow's own is the same
+    if to == "savedmodel":
+        saved = tf.saved_model.load(path)
+        return lambda pixels: saved.serve(pixels).numpy()
+    with warnings.catch_warnings():  # it points to another package with the same interpreter
         warnings.filterwarnings("ignore", message=".*tf.lite.Interpreter is deprecated")
-        interpreter = Interpreter(str(path))
-    given, found = (
-        details()[0]["index"]
-        for details in (interpreter.get_input_details, interpreter.get_output_details)
-    )
+        interpreter = tf.lite.Interpreter(str(path))
+    given = interpreter.get_input_details()[0]["index"]
 
     def predict(pixels: np.ndarray) -> np.ndarray:
         interpreter.resize_tensor_input(given, pixels.shape)
         interpreter.allocate_tensors()
         interpreter.set_tensor(given, pixels)
         interpreter.invoke()
-        return interpreter.get_tensor(found)
+        return interpreter.get_tensor(interpreter.get_output_details()[0]["index"])
 
     return predict
 
 
-def read_onnx(path: Path) -> Callable[[np.ndarray], np.ndarray]:
-    """Load an ONNX file as a function of pixels."""
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda pixels: session.run(None, {name: pixels})[0]
-
-
-READERS = {"savedmodel": read_savedmodel, "tflite": read_tflite, "onnx": read_onnx}
+def _make_check_images(size: tuple[int, int]) -> np.ndarray:
+    """Make uint8 (50, height, width, 3): half drawn lesions, half random pixels."""
+    rng = np.random.default_rng(0)
+    lesions = [drawing.draw_lesion("nv", rng)[0] for _ in range(CHECKED_IMAGES // 2)]
+    noise = rng.integers(0, 256, (CHECKED_IMAGES - len(lesions), *size, 3), np.uint8)
+    return np.concatenate([[images.resize_pixels(lesion, size) for lesion in lesions], noise])
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.runs.export",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def write_model_card(run: Run, judgement: dict) -> Path:
+    """Write MODEL_CARD.md into a run's folder.
+
+    The sections are those of Mitchell et al., Model Cards for Model Reporting, FAT* 2019,
+    doi:10.1145/3287560.3287596; the front matter is what model hubs read
+    (https://huggingface.co/docs/hub/model-cards).
+
+    Args:
+        run: the run as it was loaded, with the probabilities that the model gave.
+        judgement: part (the part that was judged), overall, by_class, calibration, points,
+            per_thousand, by_group (tables; by_group may be None), temperatures, prevalence (0 … 1).
+    """
+    part = run.predictions.part(judgement["part"])
+    parameters, overall = run.metrics["parameters"], judgement["overall"]
+    shares = part.table["dx"].value_counts(normalize=True)
+    command = ["python", "-m", "helpers", "run", *_find_notebook(run), f"runs/{run.path.name}"]
+    for name, value in parameters.items():
+        command += ["-p", name, str(value)] if name != "RUN_DIR" and value != "" else []
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
-    parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--to", choices=FORMATS, required=True)
-    options = parser.parse_args(arguments)
-    try:
-        run = load_run(options.run_dir)
-        note = export_run(run, options.to)
-    except RunError as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(
-        f"{run.path / FOLDER / note['file']}: classes {', '.join(note['classes'])}; images of "
-        f"{note['height']}x{note['width']} pixels\n"
-        f"Largest difference of a probability from the Keras model's on {note['checked_images']} "
-        f"images: {note['largest_difference']:.1e} where both compute in float32, "
-        f"{note['largest_difference_as_trained']:.1e} where the Keras model computes as it was "
-        f"trained ({note['precision_as_trained']})"
+    environment.filters["table"] = _write_table
+    text = environment.get_template("model_card.md.jinja").render(
+        judgement
+        | run.metrics
+        | {
+            "name": run.path.name,
+            "drawn": sample.is_drawn(run.predictions.table["image_id"]),
+            "models": len(run.model_paths),
+            "class_names": CLASS_NAMES,
+            "hub_scores": {
+                name: {"type": kind, "value": round(float(overall["value"][name]), 4)}
+                for name, kind in HUB_SCORES.items()
+                if np.isfinite(overall["value"].get(name, np.nan))
+            },
+            "images": len(part),
+            "lesions": len(set(part.groups)),
+            "commonest": shares.index[0],
+            "baseline": shares.iloc[0],
+            "figure": FIGURE if (run.path / FIGURE).is_file() else "",
+            "temperatures": ", ".join(f"{t:.3f}" for t in judgement["temperatures"]),
+            "members": list(run.metrics.get("members", ())),
+            "command": shlex.join(command),
+            "parameter_table": pd.Series(parameters, name="value").rename_axis("parameter"),
+            "version_table": pd.Series(run.metrics["versions"], name="version"),
+        }
     )
-    return 0
+    path = run.path / CARD
+    replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    return path
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _find_notebook(run: Run) -> list[str]:
+    """Name the notebook that made a run, where that is known."""
+    names = [name for name in run.metrics.get("code", ()) if name.endswith(".ipynb")]
+    return names or ["Skin_Cancer_Detection.ipynb"]
+
+
+def _write_table(table: pd.DataFrame | pd.Series) -> str:
+    """Write a table in Markdown; of values with intervals a column per figure."""
+    if isinstance(table, pd.Series):
+        table = table.map(str).to_frame()
+    if {"value", "low", "high"} <= set(table.columns):
+        counts = [name for name in ("images", "lesions") if name in table]
+        told = scores.write_intervals(table).rename("value")
+        if "figure" in table.index.names:
+            others = [name for name in table.index.names if name != "figure"]
+            of_all = table.groupby(others, sort=False)[counts].first()
+            told = of_all.join(told.unstack("figure", sort=False))
+        table = pd.DataFrame(told)
+    table = table.reset_index()
+    rows = [
+        [scores.write_share(cell) if isinstance(cell, float) else str(cell) for cell in row]
+        for row in table.to_numpy(dtype=object)
+    ]
+    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,112 @@
+"""The command line: python -m helpers run | grid | predict | download | export."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+APART = {  # verbs whose own module reads the options
+    "predict": ("helpers.runs.predict", "answer for images with the model of one run or several"),
+    "download": ("helpers.data.download", "fetch HAM10000, 2.8 GB, checked and resumed"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Returns:
+        The exit code: 0; 1 for a problem, said on standard error; 130 stopped by Ctrl-C; of
+        predict and download also what their --help names.
+    """
+    from helpers.data.files import InputError  # light: no TensorFlow before it is needed
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        if arguments and arguments[0] in APART:
+            return import_module(APART[arguments[0]][0]).main(arguments[1:])
+        options = _make_parser().parse_args(arguments)
+        return options.execute(options)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped: the same command goes on", file=sys.stderr)
+        return 130
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
+    verbs = parser.add_subparsers(title="verbs (each has its own --help)", required=True)
+    change = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+
+    run = verbs.add_parser("run", help="execute a notebook into a run's folder")
+    run.set_defaults(execute=_run)
+    run.add_argument("notebook", help="a notebook with typed parameters, RUN_DIR among them")
+    run.add_argument("run_dir", help="the run's folder, such as runs/first")
+    run.add_argument("-p", **change, help="a parameter; papermill --help-notebook lists them")
+
+    grid = verbs.add_parser("grid", help="execute all runs of an experiment")
+    grid.set_defaults(execute=_execute_grid)
+    grid.add_argument("experiment", help="a YAML file, see notebooks/experiments/README.md")
+    grid.add_argument("-p", **change, help="a parameter that all runs are given")
+    grid.add_argument("--dry-run", action="store_true", help="list the runs and how far they are")
+    grid.add_argument("--jobs", type=int, default=1, help="runs at a time on this machine")
+    grid.add_argument("--dask", default="", metavar="tcp://…", help="a Dask scheduler to use")
+    grid.add_argument("--keep-old", action="store_true", help="keep finished runs of other code")
+
+    for verb, (_, about) in APART.items():
+        verbs.add_parser(verb, help=about, add_help=False)
+
+    export = verbs.add_parser("export", help="write a run's model for use without Keras")
+    export.set_defaults(execute=_export)
+    export.add_argument("run_dir", help="the run's folder")
+    export.add_argument("--to", required=True, choices=("savedmodel", "tflite", "onnx"))
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    from helpers.runs import execution, experiments, folder
+
+    declared = experiments.inspect_parameters(options.notebook)
+    parameters = experiments.parse_parameters(options.p, declared)
+    print(
+        folder.describe(execution.execute_notebook(options.notebook, options.run_dir, parameters))
+    )
+    return 0
+
+
+def _execute_grid(options: argparse.Namespace) -> int:
+    from helpers.runs import execution, experiments
+
+    experiment = experiments.read_experiment(options.experiment, options.p)
+    if options.dry_run:
+        for planned in experiment.runs:
+            print(f"{planned.path.name}: {experiments.describe_state(planned)}")
+        return 0
+    failures = execution.execute_experiment(
+        experiment, options.jobs, options.dask, options.keep_old
+    )
+    total = len(experiment.runs)
+    print(f"{total - len(failures)} of {total} runs are finished in {experiment.folder}")
+    if failures:
+        print("The same command tries the others again:", *failures, sep="\n  ")
+    return bool(failures)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from helpers.runs import export, folder
+
+    run = folder.load_run(options.run_dir)
+    note = export.export_run(run, options.to)
+    print(
+        f"{run.path / export.FOLDER / note['file']}: classes {', '.join(note['classes'])}; images "
+        f"of {note['height']}x{note['width']} pixels\nLargest difference of a probability from the "
+        f"Keras model's on {note['checked_images']} images: {note['largest_difference']:.1e} where "
+        f"both compute in float32, {note['largest_difference_as_trained']:.1e} from the model as "
+        f"trained ({note['precision_as_trained']})"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
