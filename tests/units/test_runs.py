@@ -1,0 +1,274 @@
+"""A run's folder: whole or refused, one run's only; parameters declared and in range or refused."""
+
+import json
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.data.files import PROJECT, InputError
+from helpers.evaluation.predictions import make_predictions
+from helpers.runs import folder
+
+CLASSES = ("a", "b")
+PARAMETERS = {"DATA_DIR": "", "IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28, "PATIENCE": 0}
+
+
+class FakeModel:
+    """Stands for a Keras model of Keras' own layers."""
+
+    layers = ()
+    dtype_policy = SimpleNamespace(name="float32")
+
+    def save(self, path):
+        path.write_bytes(b"weights")
+
+    def count_params(self):
+        return 7
+
+
+def make_table(folder_of_images):
+    folder_of_images.mkdir(parents=True, exist_ok=True)
+    path = folder_of_images / "image.jpg"
+    path.write_bytes(b"pixels")
+    names = ["0001", "0002", "0003", "0004"]
+    return pd.DataFrame(
+        {
+            "image_id": names,
+            "lesion_id": ["NA", "7", "8", "9"],
+            "group": ["NA", "7", "8", "9"],
+            "dx": ["a", "a", "b", "a"],
+            "label": [0, 0, 1, 0],
+            "split": ["train", "val", "test", "test"],
+            "sex": ["male", "female", "female", "male"],
+            "path": str(path),
+        }
+    )
+
+
+def save(run_dir, parameters=PARAMETERS, **more):
+    table = make_table(run_dir / "images")
+    found = np.array([[0.9, 0.1], [0.25, 0.75], [1 / 3, 2 / 3]])
+    history = pd.DataFrame(
+        {"val_balanced_accuracy": [0.75, 0.5], "seconds": [2.0, 3.0]},
+        index=pd.RangeIndex(1, 3, name="epoch"),
+    )
+    scores = pd.DataFrame({"value": [0.5, np.nan], "low": 0.25, "high": np.float64(0.75)})
+    scores.index = ["accuracy", "auc"]
+    return folder.save_run(
+        run_dir,
+        parameters=parameters,
+        model=FakeModel(),
+        table=table,
+        history=history,
+        predictions=make_predictions(table[1:], found, CLASSES),
+        scores={"test": scores},
+        more=more,
+    )
+
+
+def test_run_is_read_back_as_it_was_saved(tmp_path):
+    run = save(tmp_path)
+    assert run.metrics["scores"]["test"]["accuracy"] == {"value": 0.5, "low": 0.25, "high": 0.75}
+    assert run.metrics["scores"]["test"]["auc"]["value"] is None
+    assert run.metrics["versions"]["keras"]
+    assert run.metrics["majority_baseline"] == 0.5
+    assert run.metrics["data"]["images"] == 4
+    assert run.metrics["data"]["split"] == {"test": 2, "train": 1, "val": 1}
+    assert run.metrics["training"]["images_per_second"] == pytest.approx(1 / 2.5)
+    assert run.history.loc[2, "seconds"] == 3
+    test = run.predictions.part("test")
+    assert test.labels.tolist() == [1, 0]
+    assert test.probabilities.tolist() == [[0.25, 0.75], [1 / 3, 2 / 3]]
+    assert test.table["image_id"].tolist() == ["0003", "0004"]
+    assert test.table["sex"].tolist() == ["female", "male"]
+    assert run.classes == CLASSES
+    assert [path.read_bytes() for path in run.model_paths] == [b"weights"]
+
+
+@pytest.mark.parametrize(("patience", "best"), [(0, 2), (5, 1)])
+def test_kept_epoch_is_the_best_or_without_patience_the_last(tmp_path, patience, best):
+    run = save(tmp_path, PARAMETERS | {"PATIENCE": patience})
+    assert run.metrics["training"]["best_epoch"] == best
+
+
+def test_more_metrics_join_their_section_and_predictions_their_file(tmp_path):
+    alone = make_predictions(make_table(tmp_path)[1:], np.full((3, 2), 0.5), CLASSES)
+    run = save(tmp_path, training={"best_epoch": 9}, image_only=alone, note="x")
+    assert run.metrics["training"]["best_epoch"] == 9
+    assert run.metrics["training"]["epochs"] == 2
+    assert run.metrics["note"] == "x"
+    alone = folder.load_run(tmp_path, image_only=True)
+    assert alone.predictions.probabilities.tolist() == 3 * [[0.5, 0.5]]
+    assert run.predictions.probabilities[0].tolist() == [0.9, 0.1]
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "predictions.csv", "model.keras"])
+def test_missing_file_is_named(tmp_path, name):
+    save(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(InputError, match=rf"not a finished run: {name} missing"):
+        folder.load_run(tmp_path)
+
+
+def test_files_of_two_runs_are_refused(tmp_path):
+    save(tmp_path)
+    path = tmp_path / "predictions.csv"
+    path.write_text(path.read_text().replace("0.25", "0.26"))
+    with pytest.raises(InputError, match=r"predictions.csv differ"):
+        folder.load_run(tmp_path)
+
+
+def test_damaged_metrics_are_refused_and_replaced_by_a_new_run(tmp_path):
+    save(tmp_path)
+    path = tmp_path / "metrics.json"
+    path.write_text(path.read_text()[:50])
+    with pytest.raises(InputError, match="damaged"):
+        folder.load_run(tmp_path)
+    save(folder.open_run({"RUN_DIR": str(tmp_path), **PARAMETERS}))
+    assert folder.load_run(tmp_path)
+
+
+def test_metrics_are_valid_json_without_nan(tmp_path):
+    save(tmp_path, odd=[np.inf, np.int64(3)])
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["odd"] == [None, 3]
+
+
+def test_older_run_leaves_nothing_beside_the_new_one(tmp_path):
+    save(tmp_path)
+    later = ["MODEL_CARD.md", "submission.csv", "export/tflite.json", "figures/history.png"]
+    for name in [*later, "checkpoint.npz", "notebook.ipynb"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    run_dir = folder.open_run({"RUN_DIR": str(tmp_path), **PARAMETERS})
+    assert folder.load_run(run_dir), "the old run stays until the new one is saved"
+    assert not [name for name in later if (tmp_path / name).exists()]
+    assert (tmp_path / "checkpoint.npz").exists()
+    assert (tmp_path / "notebook.ipynb").exists()
+    save(run_dir)
+
+
+def test_finished_run_of_other_parameters_is_refused(tmp_path):
+    save(tmp_path)
+    (tmp_path / "MODEL_CARD.md").write_text("old")
+    parameters = {"RUN_DIR": str(tmp_path), **PARAMETERS, "IMAGE_WIDTH": 36}
+    with pytest.raises(InputError, match="finished run with IMAGE_WIDTH 28 instead of 36"):
+        folder.open_run(parameters)
+    assert (tmp_path / "MODEL_CARD.md").exists()
+    save(folder.open_run(parameters | {"IMAGE_WIDTH": 28}))
+
+
+def open_elsewhere(run_dir):
+    """Open a run's folder in another process; return what it says."""
+    code = "import sys; from helpers.runs import folder; folder.open_run({'RUN_DIR': sys.argv[1]})"
+    command = [sys.executable, "-c", code, str(run_dir)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_run_belongs_to_one_process_until_it_is_saved(tmp_path, monkeypatch):
+    parameters = {"RUN_DIR": str(tmp_path), **PARAMETERS}
+    assert folder.open_run(parameters) == folder.open_run(parameters)  # cells executed again
+    assert "another process, perhaps an open notebook" in open_elsewhere(tmp_path)
+    save(tmp_path)
+    assert open_elsewhere(tmp_path) == ""
+
+
+def test_relative_folder_means_the_same_in_every_working_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SKIN_RUNS_DIR", raising=False)
+    assert folder.resolve_run("runs/none/such") == PROJECT / "runs/none/such"
+    monkeypatch.setenv("SKIN_RUNS_DIR", str(tmp_path / "elsewhere"))
+    assert folder.open_run({"RUN_DIR": "runs/a"}) == tmp_path / "elsewhere/a"
+    save(tmp_path / "elsewhere/a")
+    assert folder.load_run("runs/a").path == tmp_path / "elsewhere/a"
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions here")
+def test_folder_that_cannot_be_written_is_explained(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match="cannot be written .* variable SKIN_RUNS_DIR"):
+        folder.open_run({"RUN_DIR": str(tmp_path / "file/run")})
+
+
+def test_run_of_other_code_is_known(tmp_path, monkeypatch):
+    module = tmp_path / "module.py"
+    module.write_text('"""Old."""\n\n\ndef double(x):\n    return 2 * x\n')
+    made = {str(module): folder.fingerprint_code(module)}
+    monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps(made))
+    run = save(tmp_path / "run")
+    assert "helpers/runs/folder.py" in run.metrics["code"]
+    assert run.outdated == []
+    module.write_text('"""New."""\ndef double(x):  # twice\n    "Explained."\n    return 2*x\n')
+    os.utime(module, ns=(1, 1))
+    assert run.outdated == []
+    module.write_text("def double(x):\n    return 3 * x\n")
+    os.utime(module, ns=(2, 2))
+    assert run.outdated == [str(module)]
+
+
+def test_code_that_is_edited_during_a_run_counts_as_it_was(tmp_path, monkeypatch):
+    module = tmp_path / "module.py"
+    module.write_text("x = 1")
+    mark = folder.fingerprint_code(module)
+    monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): mark}))
+    run_dir = folder.open_run({"RUN_DIR": str(tmp_path / "run")})
+    monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): "other"}))
+    assert save(run_dir).metrics["code"][str(module)] == mark
+
+
+def make_namespace(**values):
+    declared = {"EPOCHS": int, "LEARNING_RATE": float, "BATCH_NORM": bool, "DATA_DIR": str}
+    defaults = {"EPOCHS": 20, "LEARNING_RATE": 1e-3, "BATCH_NORM": False, "DATA_DIR": ""}
+    return {"__annotations__": declared, "In": [], "_i": "", "np": np, **defaults, **values}
+
+
+def test_parameters_are_collected_in_order_and_imports_are_none(tmp_path):
+    space = make_namespace(EPOCHS=3, LEARNING_RATE=1, PIL=np, ABC=FakeModel)
+    expected = {"EPOCHS": 3, "LEARNING_RATE": 1, "BATCH_NORM": False, "DATA_DIR": ""}
+    assert list(folder.check_parameters(space).items()) == list(expected.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"EPOCH": 3}, r"no parameter EPOCH: did you mean EPOCHS\?"),
+        ({"LEARNING_RATE": "1e-4"}, r"'1e-4' \(str\), wanted is float; .*write 1.0e-4"),
+        ({"EPOCHS": 2.0}, r"EPOCHS is 2.0 \(float\), wanted is int"),
+        ({"EPOCHS": True}, r"EPOCHS is True \(bool\), wanted is int"),
+        ({"EPOCHS": None}, r"EPOCHS is None \(NoneType\), wanted is int"),
+        ({"BATCH_NORM": 1}, r"BATCH_NORM is 1 \(int\), wanted is bool"),
+        ({"EPOCHS": 0}, "EPOCHS is 0, wanted is a value from 1"),
+        ({"LEARNING_RATE": float("nan")}, "LEARNING_RATE is nan, wanted is a value from"),
+    ],
+)
+def test_wrong_parameters_are_named(values, message):
+    with pytest.raises(InputError, match=message):
+        folder.check_parameters(make_namespace(**values))
+
+
+def test_all_wrong_parameters_are_named_together():
+    with pytest.raises(InputError) as caught:
+        folder.check_parameters(make_namespace(EPOCH=3, BATCH_NORM="yes", EPOCHS=-1))
+    assert len(caught.value.problems) == 3
+
+
+def test_choices_are_checked_and_open_where_the_model_decides():
+    declared = {"SCHEDULE": "str", "EPOCHS": "int"}
+    (problem,) = folder.find_problems({"SCHEDULE": "cosin"}, declared)
+    assert "SCHEDULE is 'cosin', choose one of constant, cosine" in problem
+    assert len(folder.find_problems({"SCHEDULE": "", "EPOCHS": 0}, declared)) == 2
+    assert not folder.find_problems({"SCHEDULE": "", "EPOCHS": 0}, declared | {"MODEL": "str"})
+
+
+def test_fingerprint_of_the_data_changes_with_labels_split_and_files(tmp_path):
+    table = make_table(tmp_path)
+    marks = [folder.fingerprint_data(table), folder.fingerprint_data(table.assign(label=1))]
+    marks.append(folder.fingerprint_data(table.assign(split="test")))
+    (tmp_path / "image.jpg").write_bytes(b"other pixels")
+    marks.append(folder.fingerprint_data(table))
+    assert len(set(marks)) == 4
