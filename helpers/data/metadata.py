@@ -1,4 +1,4 @@
-"""The metadata files of HAM10000 and of the ISIC 2018 challenge, each read to one checked table.
+"""The tables of HAM10000, of the ISIC challenges and of others like them, each read and checked.
 
 The source of classes and columns is Tschandl, Rosendahl and Kittler, Sci. Data 5:180161 (2018),
 doi:10.1038/sdata.2018.161; of the challenge's, Codella et al., arXiv:1902.03368 (2018), task 3.
@@ -7,11 +7,17 @@ doi:10.1038/sdata.2018.161; of the challenge's, Codella et al., arXiv:1902.03368
 import csv
 import io
 import os
-from collections.abc import Iterable
+import re
+import unicodedata
+import warnings
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+
+from helpers.data.files import InputError, name_some, raise_problems
+from helpers.data.images import IMAGE_SUFFIXES
 
 CLASS_NAMES = {
     "akiec": "actinic keratoses and Bowen's disease",
@@ -24,23 +30,54 @@ CLASS_NAMES = {
 }
 # The one class order of the project: position = label = column of every probability table.
 CLASSES = tuple(CLASS_NAMES)
+# Other spellings, in lower case and without spaces and signs.
+SPELLINGS = {
+    "akiec": "ak ack actinickeratosis actinickeratoses bowen bowens bowensdisease bowendisease "
+    "actinickeratosesandintraepithelialcarcinoma actinickeratosesandintraepithelialcarcinomae "
+    "actinickeratosisintraepithelialcarcinoma actinickeratosesandbowensdisease",
+    "bcc": "basalcellcarcinoma basalcell",
+    "bkl": "bk sk sek benignkeratosis benignkeratoses benignkeratosislikelesion seborrheickeratosis "
+    "benignkeratosislikelesions pigmentedbenignkeratosis seborrhoeickeratosis solarlentigo "
+    "lichenplanuslikekeratosis",
+    "df": "dermatofibroma dermatofibromas",
+    "mel": "melanoma melanomas malignantmelanoma",
+    "nv": "nev nevus nevi naevus naevi melanocyticnevus melanocyticnevi melanocyticnaevus mole",
+    "vasc": "vascular vascularlesion vascularlesions vasculartumor angioma hemangioma",
+}
+_CLASS_OF = {word: dx for dx in CLASSES for word in (dx, *SPELLINGS[dx].split())}
 
-REQUIRED_COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
-OPTIONAL_COLUMNS = ("dataset", "split")
 SPLITS = ("train", "val", "test")
+COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
+COLUMNS += ("dataset", "split", "path", "label", "group")
+# Names of columns elsewhere: the ISIC archive and its challenges, PAD-UFES-20.
+_COLUMN_NAMES = {"image": "image_id", "image_name": "image_id", "isic_id": "image_id"}
+_COLUMN_NAMES |= {"img_id": "image_id", "diagnosis": "dx", "diagnostic": "dx", "gender": "sex"}
+_COLUMN_NAMES |= {"diagnosis_confirm_type": "dx_type", "age_approx": "age", "site": "localization"}
+_COLUMN_NAMES |= {"anatom_site_general": "localization", "region": "localization"}
+_COLUMN_NAMES |= {"anatom_site_general_challenge": "localization", "class": "dx"}
+_WEIGHTS = ("score_weight", "validation_weight")  # of the official scorer; not needed here
 
-# The challenge's truth: a column per class, 1.0 in one of them; read by name, whatever the order.
-TRUTH_COLUMNS = {dx.upper(): dx for dx in CLASSES}
-WEIGHT_COLUMNS = ("score_weight", "validation_weight")  # of the official scorer; not needed here
-# These truths have no lesion groupings, nor need them: nothing is split that only tests a model.
-TEST_TRUTHS = ("isic2018_task3_test_groundtruth", "isic2018_task3_validation_groundtruth")
-GROUPINGS = "ISIC2018_Task3_Training_LesionGroupings.csv"
-GROUPING_COLUMNS = ("image", "lesion_id", "diagnosis_confirm_type")
-DX_TYPES = {
-    "histopathology": "histo",
-    "serial imaging showing no change": "follow_up",
-    "single image expert consensus": "consensus",
-    "confocal microscopy with consensus dermoscopy": "confocal",
+MISSING = ("", "-", "–", "—", "?", ".", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null")
+MISSING += ("nil", "unk", "unknown", "not available", "missing")
+# The words of HAM10000, which are kept, and what others say for them.
+SEXES = ("male", "female")
+SITES = ("abdomen", "acral", "back", "chest", "ear", "face", "foot", "genital", "hand")
+SITES += ("lower extremity", "neck", "scalp", "trunk", "upper extremity")
+_WORDS = {
+    "sex": {"m": "male", "man": "male", "f": "female", "w": "female", "woman": "female"},
+    "localization": {
+        **dict.fromkeys(("anterior torso", "lateral torso", "torso"), "trunk"),
+        **{"posterior torso": "back", "palms/soles": "acral", "oral/genital": "genital"},
+        **{"arm": "upper extremity", "forearm": "upper extremity", "thigh": "lower extremity"},
+        **{"leg": "lower extremity", "nose": "face", "lip": "face"},
+    },
+    "dx_type": {
+        "histopathology": "histo",
+        "serial imaging showing no change": "follow_up",
+        "single image expert consensus": "consensus",
+        "confocal microscopy with consensus dermoscopy": "confocal",
+    },
+    "split": {"training": "train", "valid": "val", "validation": "val", "testing": "test"},
 }
 
 # Images of one lesion that HAM10000 lists under two lesion ids: 18 confirmed duplicates and, last,
@@ -57,276 +94,305 @@ DUPLICATE_PAIRS = tuple(
 )
 
 
-class DatasetError(ValueError):
-    """Everything that is wrong with a dataset, reported at once.
-
-    Attributes:
-        problems: one sentence per problem, each with its file, row or value and the remedy.
-    """
-
-    def __init__(self, where: str, problems: list[str]):
-        super().__init__(where, problems)
-        self.where = where
-        self.problems = problems
-
-    def __str__(self) -> str:
-        count = f"{len(self.problems)} problem{'s' if len(self.problems) > 1 else ''}"
-        return "\n".join([f"{self.where}: {count}", *(f"- {text}" for text in self.problems)])
-
-
 def read_metadata(
-    csv_path: str | os.PathLike, groupings_path: str | os.PathLike | None = None
+    path: str | os.PathLike, groupings: str | os.PathLike | None = None
 ) -> pd.DataFrame:
-    """Reads and checks metadata in the format of HAM10000 or of the challenge, without images.
+    """Read and check a table of diagnoses, without images.
 
     Args:
-        csv_path: UTF-8 text with a header, separated by commas, semicolons or tabs: the columns of
-            HAM10000, or the challenge's truth (image and a column of 1.0 and 0.0 per class).
-        groupings_path: the challenge's lesion groupings (image, lesion_id,
-            diagnosis_confirm_type); needed with its training truth, else not looked at.
+        path: text (UTF-8 or UTF-16) with a header, separated by commas, semicolons or tabs: the
+            columns of HAM10000, of which image_id and dx must be there, or the challenge's truth
+            (image and a column of 1.0 and 0.0 per class). Common spellings are understood.
+        groupings: the challenge's lesion groupings (image, lesion_id, diagnosis_confirm_type) of
+            its training truth.
 
     Returns:
         A row per image, sorted by image_id. Columns: image_id, lesion_id, dx, dx_type (str), age
         (float64, years, 0 to 120, NaN when missing), sex, localization (str), dataset and split
         (str, only if the file has them; split is train, val or test), label (int64, index into
         `CLASSES`) and group (str: the lesion_id, or one of them where `DUPLICATE_PAIRS` shows
-        several to be one lesion). Empty dx_type, sex, localization and dataset become "unknown";
-        other columns of the file are left out.
-
-        The challenge gives no ages, sexes and sites; dx_type is its diagnosis_confirm_type in the
-        codes of HAM10000. In its test truth each image stands for a lesion of its own, with
-        lesion_id = image_id, which is not known to be true: test with it, never split it.
+        several to be one lesion). What is missing of dx_type, sex, localization and dataset is
+        "unknown". An image without lesion_id is a lesion of its own, lesion_id = image_id, and a
+        warning says so. Warnings also name the columns, sexes and sites that are not known.
 
     Raises:
-        DatasetError: naming all problems of the files.
+        InputError: naming all problems of the files.
     """
-    groupings = Path(groupings_path).expanduser() if groupings_path is not None else None
-    table, problems = parse_metadata(Path(csv_path).expanduser(), groupings)
-    if problems:
-        raise DatasetError(str(csv_path), problems)
-    return table
+    table, problems = parse_metadata(Path(path).expanduser(), groupings and Path(groupings))
+    raise_problems(path, problems)
+    return complete_table(table, Path(path).name)
 
 
 def parse_metadata(
     path: Path, groupings: Path | None = None
 ) -> tuple[pd.DataFrame | None, list[str]]:
-    """Gives the table, None if the file is no table, and all that is wrong with it."""
-    table, problems = _parse_rows(path)
+    """Give a table of strings, None if the file is none, and all that is wrong with it."""
+    table, problems = _read_rows(path)
     if table is None:
         return None, problems
     if is_truth(table.columns):
-        table, more = _parse_truth(path, table, groupings)
-    else:
-        table, more = _parse_ham(path, table)
-    if problems or more:
-        return table, problems + more
-    return _complete_table(table), []
-
-
-def is_ham(columns: Iterable[str]) -> bool:
-    """Whether a header is that of HAM10000."""
-    return {"image_id", "dx"} <= set(columns)
-
-
-def is_truth(columns: Iterable[str]) -> bool:
-    """Whether a header is that of a challenge's truth, perhaps with faults."""
-    columns = set(columns)
-    return "dx" not in columns and len(columns & TRUTH_COLUMNS.keys()) > 1
-
-
-def is_groupings(columns: Iterable[str]) -> bool:
-    """Whether a header is that of the challenge's lesion groupings."""
-    return set(GROUPING_COLUMNS) <= set(columns)
-
-
-def _parse_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
-    """Gives a file's strings under its own header, with its lines as the index."""
-    name = path.name
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        return None, [f"{name} cannot be read: {error.strerror}; check the path and permissions"]
-    except UnicodeDecodeError as error:
-        return None, [
-            f"{name} is not UTF-8 text (byte {error.start}); save it again as CSV in UTF-8"
-        ]
-    head = "".join(text.lstrip().splitlines()[:1])  # also where \r alone ends a line
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",\t;", key=head.count))
-    try:
-        lines = [(reader.line_num, [value.strip() for value in row]) for row in reader]
-    except csv.Error as error:
-        return None, [f"{name} is no CSV: line {reader.line_num}: {error}; download it again"]
-    lines = [(line, row) for line, row in lines if any(row)]
-    if not lines:
-        return None, [f"{name} is empty; download it again"]
-    header = lines.pop(0)[1]
-    problems = [] if lines else [f"{name}: it has a header but no rows; download it again"]
-    uneven = [line for line, row in lines if len(row) != len(header)]
-    if uneven:
-        problems.append(f"{name}: line {join(uneven)} has not {len(header)} values; correct it")
-    even = {line: row for line, row in lines if len(row) == len(header)}
-    return pd.DataFrame(list(even.values()), index=list(even), columns=header, dtype=str), problems
-
-
-def _parse_ham(path: Path, table: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
-    """Checks the rows of a file with the columns of HAM10000."""
-    table, problems = _take_columns(table, REQUIRED_COLUMNS, OPTIONAL_COLUMNS)
-    problems += _check_ids(table, "image_id")
-    if "dx" in table:
-        wrong = table[~table["dx"].isin(CLASSES)]
-        problems += _describe_values(wrong, "dx", f"it must be one of {', '.join(CLASSES)}")
-    problems += _check_lesions(table)
-    if "age" in table:
-        age = _parse_age(table["age"])
-        wrong = table[~(age.between(0, 120) | age.isna())]
-        problems += _describe_values(wrong, "age", "it must be 0 to 120 years, or empty")
-    if "split" in table:
-        wrong = table[~table["split"].isin(SPLITS)]
-        problems += _describe_values(wrong, "split", f"it must be one of {', '.join(SPLITS)}")
-    return table, [f"{path.name}: {problem}" for problem in problems]
-
-
-def _parse_truth(
-    path: Path, truth: pd.DataFrame, groupings: Path | None
-) -> tuple[pd.DataFrame, list[str]]:
-    """Brings the challenge's truth and its groupings into the columns of HAM10000."""
-    foreign = {*truth.columns} - {"image", *TRUTH_COLUMNS, *WEIGHT_COLUMNS}
-    truth, problems = _take_columns(truth, ("image", *TRUTH_COLUMNS))
-    if foreign:
-        problems.append(
-            f"it has the columns {join(sorted(foreign), 20)}, which are no class of HAM10000; take "
-            "the truth of ISIC 2018 task 3"
-        )
-    problems += _check_ids(truth, "image")
-    table = truth[[]].copy()
-    if "image" in truth:
-        table["image_id"] = truth["image"]
-    if {*TRUTH_COLUMNS} <= {*truth.columns}:
-        values = truth[list(TRUTH_COLUMNS)].apply(pd.to_numeric, errors="coerce")
-        ones = values.eq(1)
-        right = (ones.sum(axis=1) == 1) & values.isin([0, 1]).all(axis=1)
-        names = np.array(list(TRUTH_COLUMNS.values()))
-        table["dx"] = np.where(right, names[ones.to_numpy().argmax(axis=1)], "")
-        wrong = truth.index[~right]
+        table["dx"], wrong = _find_ones(table)
         if len(wrong):
+            known = {"image_id", *_WEIGHTS, *COLUMNS}
+            others = [c for c in table.columns if c not in known and not find_class(c)]
+            more = f" (the columns {', '.join(others)} are no class of HAM10000)" if others else ""
             problems.append(
-                f"line {join(wrong)} has not a 1 for one class and a 0 for each other; correct it"
+                f"{path.name}: line {name_some(wrong)} has not a 1 for one class and a 0 for each "
+                f"other{more}; correct or delete it"
             )
-    others = []
     if groupings is not None:
-        groups, others = _parse_groupings(groupings)
-        if groups is not None and "image" in groups and "image" in truth:
-            others += _compare_images(truth["image"], path.name, groups["image"], groupings.name)
-            of_image = groups.drop_duplicates("image").set_index("image")
-            of_image = of_image.reindex(truth["image"], fill_value="")
-            table[list(of_image)] = of_image.to_numpy()
-    elif path.stem.lower() not in TEST_TRUTHS:
-        problems.append(
-            f"{GROUPINGS} is missing, without which images of one lesion would lie in training and "
-            "test: put it beside this file; python -m helpers.data.download FOLDER --source isic gets it"
-        )
-    elif "image" in truth:
-        table["lesion_id"] = truth["image"]
-    problems = [f"{path.name}: {problem}" for problem in problems + _check_lesions(table)] + others
-    if problems:
-        return table, problems
-    found = table.get("diagnosis_confirm_type", pd.Series("", table.index, dtype=str))
-    table["dx_type"] = found.replace(DX_TYPES)
-    table[["age", "sex", "localization"]] = ""
-    return table[list(REQUIRED_COLUMNS)], []
+        groups, more = _read_rows(groupings)
+        problems += more
+        if groups is not None:
+            problems += _join_groups(table, groups, groupings.name)
+    problems += [f"{path.name}: {problem}" for problem in _check_rows(table)]
+    return table, problems
 
 
-def _parse_groupings(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
-    table, problems = _parse_rows(path)
-    if table is None:
-        return None, problems
-    table, more = _take_columns(table, GROUPING_COLUMNS)
-    more += _check_ids(table, "image")
-    return table, problems + [f"{path.name}: {problem}" for problem in more]
+def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Sort a checked table of strings, give it its types, label and group, and say what it lacks.
 
-
-def _compare_images(truth: pd.Series, truth_name: str, groups: pd.Series, name: str) -> list[str]:
-    """Compares the images of the challenge's two files, which must be the same."""
-    problems = []
-    for ours, our_name, theirs, their_name in (
-        (truth, truth_name, groups, name),
-        (groups, name, truth, truth_name),
-    ):
-        images = [image for image in ours.unique() if image]
-        theirs = set(theirs)
-        alone = [image for image in images if image not in theirs]
-        if alone:
-            problems.append(
-                f"{their_name}: it lacks {len(alone)} of the {len(images)} images of {our_name}: "
-                f"{join(alone)}; take both files from the same download"
-            )
-    return problems
-
-
-def _take_columns(
-    table: pd.DataFrame, required: Iterable[str], optional: Iterable[str] = ()
-) -> tuple[pd.DataFrame, list[str]]:
-    """Gives the known columns, each once, and what is wrong with the header."""
-    problems = []
-    header = list(table.columns)
-    absent = [column for column in required if column not in header]
-    if absent:
-        problems.append(f"it lacks the columns {join(absent, 20)}; it has {join(header, 20)}")
-    wanted = [column for column in (*required, *optional) if column in header]
-    repeated = [column for column in wanted if header.count(column) > 1]
-    if repeated:
-        problems.append(f"it has the columns {join(repeated)} twice; keep one of each")
-    return table.loc[:, ~table.columns.duplicated()][wanted], problems
-
-
-def _check_ids(table: pd.DataFrame, image_column: str) -> list[str]:
-    """Checks the ids in the columns that are there: none empty, no image twice."""
-    problems = []
-    for column in (image_column, "lesion_id"):
-        empty = table.index[table[column] == ""] if column in table else ()
-        if len(empty):
-            problems.append(f"{column} is empty in line {join(empty)}; fill it in")
-    if image_column in table:
-        images = table[image_column]
-        repeated = table[images.duplicated(keep=False) & (images != "")]
-        problems += _describe_values(repeated, image_column, "keep one of these lines")
-    return problems
-
-
-def _check_lesions(table: pd.DataFrame) -> list[str]:
-    """Checks that each lesion has one diagnosis, where the table has both columns."""
-    if not {"dx", "lesion_id"} <= {*table.columns}:
-        return []
-    known = table[(table["lesion_id"] != "") & table["dx"].isin(CLASSES)]
-    several = known.groupby("lesion_id")["dx"].transform("nunique") > 1
-    return shorten(
-        f"lesion {lesion_id} has several diagnoses: "
-        + ", ".join(f"{dx} in line {lines}" for dx, lines in _group_lines(rows, "dx"))
-        + "; correct dx or lesion_id"
-        for lesion_id, rows in known[several].groupby("lesion_id")
-    )
-
-
-def _parse_age(values: pd.Series) -> pd.Series:
-    """Turns strings into years: NaN when missing, -1 when not a number."""
-    missing = values.str.lower().isin(["", "na", "nan", "none", "null", "unknown"])
-    return pd.to_numeric(values, errors="coerce").astype(float).fillna(-1.0).mask(missing)
-
-
-def _complete_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Sorts a checked table of strings and gives it its types, label and group."""
+    Args:
+        table: strings, "" where missing, with image_id and dx and any other of `COLUMNS`.
+        where: what the warnings name.
+    """
     table = table.sort_values("image_id", ignore_index=True)
-    table["age"] = _parse_age(table["age"])
-    for column in ("dx_type", "sex", "localization", "dataset"):
-        if column in table:
-            table[column] = table[column].replace("", "unknown")
+    lacking = [column for column in COLUMNS[3:7] if column not in table]
+    if 0 < len(lacking) < 4:
+        warnings.warn(
+            f"{where}: it has no {' and no '.join(lacking)}, which are missing in all rows; it has "
+            f"{name_some(table.columns, 20)}",
+            stacklevel=3,
+        )
+    table = table.reindex(columns=[c for c in COLUMNS if c in {*table, *COLUMNS[:7]}], fill_value="")
+    table["age"] = _parse_numbers(table["age"])
+    for column, known in (("sex", SEXES), ("localization", SITES)):
+        others = table.loc[~table[column].isin([*known, ""]), column]
+        if len(others):
+            warnings.warn(
+                f"{where}: {column} is {name_some(others.unique())} in {len(others)} of "
+                f"{len(table)} rows; it is kept, but a net that reads fields takes it for missing "
+                f"(it knows {', '.join(known)})",
+                stacklevel=3,
+            )
+    alone = table["lesion_id"] == ""
+    if alone.any():
+        table.loc[alone, "lesion_id"] = table.loc[alone, "image_id"]
+        warnings.warn(
+            f"{where}: lesion_id is missing in {alone.sum()} of {len(table)} rows: each of these "
+            "images counts as a lesion of its own. Images of one lesion can then lie in training "
+            "and in test, which raises the scores and cannot be seen",
+            stacklevel=3,
+        )
+    for column in {"dx_type", "sex", "localization", "dataset"} & {*table}:
+        table[column] = table[column].replace("", "unknown")
     table["label"] = table["dx"].map(CLASSES.index).astype(np.int64)
     table["group"] = _merge_lesions(table)
     return table
 
 
+def find_class(word: str) -> str:
+    """Give the class that a word means in any common spelling, "" if none."""
+    return _CLASS_OF.get(re.sub(r"^\d+|[\W_]+", "", word.casefold()), "")
+
+
+def find_split(word: str) -> str:
+    """Give the part of the split that a word means, "" if none."""
+    word = _WORDS["split"].get(word.casefold(), word.casefold())
+    return word if word in SPLITS else ""
+
+
+def clean_id(text: str) -> str:
+    """Give an image's id in one Unicode form, without a file's ending, ISIC in capitals."""
+    text = unicodedata.normalize("NFC", text)
+    stem, dot, suffix = text.rpartition(".")
+    text = stem if dot + suffix.lower() in IMAGE_SUFFIXES else text
+    return text.upper() if re.fullmatch(r"isic_\d+", text, re.IGNORECASE) else text
+
+
+def read_header(path: Path) -> set[str]:
+    """Read the names of the columns of a table, as this project calls them; none if it is none."""
+    try:
+        with path.open("rb") as file:
+            lines = _split_lines(_decode(file.read(2**17), errors="replace"))
+            return set(_name_columns(next(lines, (0, []))[1]))
+    except (OSError, csv.Error):
+        return set()
+
+
+def is_truth(columns: Iterable[str]) -> bool:
+    """Whether a header is that of a challenge's truth, perhaps with faults."""
+    return "dx" not in columns and len([c for c in columns if find_class(c)]) > 1
+
+
+def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
+    """Give a file's strings under this project's names, with its lines as the index."""
+    name = path.name
+    try:
+        data = path.read_bytes()
+        lines = _split_lines(_decode(data))
+        header = _name_columns(next(lines, (0, []))[1])
+        if "pixel0000" in header:
+            return None, [
+                f"{name} holds pixels without image ids, in a class order of its own; get the "
+                "images and HAM10000_metadata: python -m helpers download --help"
+            ]
+        lines = list(lines)
+    except OSError as error:
+        return None, [f"{name} cannot be read: {error.strerror}; check the path and permissions"]
+    except UnicodeDecodeError as error:
+        sheet = data.startswith((b"PK", b"\xd0\xcf\x11\xe0"))
+        what = "a spreadsheet or an archive" if sheet else f"not UTF-8 text (byte {error.start})"
+        return None, [f"{name} is {what}; open it there and save it again as CSV in UTF-8"]
+    except csv.Error as error:
+        return None, [f"{name} is no CSV: {error}; download it again"]
+    if not header:
+        return None, [f"{name} is empty; download it again"]
+    problems = [] if lines else [f"{name}: it has a header but no rows; download it again"]
+    uneven = [line for line, row in lines if len(row) != len(header)]
+    if uneven:
+        problems.append(f"{name}: line {name_some(uneven)} has not {len(header)} values; correct it")
+    even = {line: row for line, row in lines if len(row) == len(header)}
+    table = pd.DataFrame(list(even.values()), list(even), header, dtype=str)
+    repeated = {c for c in (find_class(c) or c for c in header) if c in COLUMNS or c in CLASSES}
+    repeated = [c for c in repeated if [find_class(h) or h for h in header].count(c) > 1]
+    if repeated:
+        problems.append(f"{name}: it has the columns {', '.join(repeated)} twice; keep one of each")
+    table = table.loc[:, ~table.columns.duplicated()]
+    return table.apply(_clean_values), problems
+
+
+def _decode(data: bytes, errors: str = "strict") -> str:
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
+
+
+def _split_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+    """Give each line's number and values, but for blank lines and a spreadsheet's sep=;."""
+    first = "".join(text.lstrip()[: 2**17].splitlines()[:1])  # also where \r alone ends a line
+    mark = re.match(r'"?sep=([,;|\t])', first, re.IGNORECASE)
+    delimiter = mark[1] if mark else max(",\t;|", key=first.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    for row in reader:
+        row = [value.strip() for value in row]
+        if any(row) and not (mark and row[0].lower().startswith("sep=")):
+            yield reader.line_num, row
+
+
+def _name_columns(header: Iterable[str]) -> list[str]:
+    """Give each column the name that it has in HAM10000, unless another one has it."""
+    names = [name.lower() for name in header]
+    others = [_COLUMN_NAMES.get(name, name) for name in names]
+    return [name if other in names else other for name, other in zip(names, others, strict=True)]
+
+
+def _clean_values(values: pd.Series) -> pd.Series:
+    """Bring a column's words into those of HAM10000; "" where missing."""
+    column = values.name
+    if column == "image_id":
+        return values.map(clean_id)
+    values = values.mask(values.str.casefold().isin(MISSING), "")
+    if column == "lesion_id":
+        return values.map(lambda text: unicodedata.normalize("NFC", text))
+    if column == "dx":
+        return values.map(lambda word: find_class(word) or word)
+    if column in _WORDS:
+        return values.str.casefold().map(lambda word: _WORDS[column].get(word, word))
+    return values
+
+
+def _find_ones(truth: pd.DataFrame) -> tuple[pd.Series, pd.Index]:
+    """Give the class of each row of a challenge's truth, and the rows without exactly one."""
+    columns = [column for column in truth if find_class(column)]
+    values = truth[columns].apply(_parse_numbers)
+    right = values.isin([0, 1]).all(axis=1) & (values.sum(axis=1) == 1)
+    dx = values.eq(1).idxmax(axis=1).map(find_class) if len(truth) else pd.Series("", truth.index)
+    return dx.where(right, ""), truth.index[~right]
+
+
+def _join_groups(table: pd.DataFrame, groups: pd.DataFrame, name: str) -> list[str]:
+    """Add lesion_id and dx_type of the challenge's groupings to its truth."""
+    absent = [c for c in ("image_id", "lesion_id", "dx_type") if c not in groups]
+    if absent or "image_id" not in table:
+        return [f"{name}: it lacks the columns {', '.join(absent)}"] if absent else []
+    problems = [f"{name}: {problem}" for problem in _check_images(groups)]
+    groups = groups.drop_duplicates("image_id").set_index("image_id")
+    images = table["image_id"]
+    alone = images[~images.isin(groups.index)].unique()
+    if len(alone):
+        problems.append(
+            f"{name}: it lacks {len(alone)} of the {images.nunique()} images: {name_some(alone)}; "
+            "take both files from the same download"
+        )
+    for column in ("lesion_id", "dx_type"):
+        table[column] = images.map(groups[column]).fillna("")
+    return problems
+
+
+def _check_rows(table: pd.DataFrame) -> list[str]:
+    """Find all that is wrong in the rows of a table."""
+    absent = [column for column in ("image_id", "dx") if column not in table]
+    problems = []
+    if absent:
+        has = name_some(table.columns, 20)
+        problems.append(f"it lacks the columns {', '.join(absent)}; it has {has}")
+    problems += _check_images(table)
+    if "dx" in table:
+        problems += _describe(table, ~table["dx"].isin(CLASSES), "dx", CLASSES)
+    if {"dx", "lesion_id"} <= {*table}:
+        known = table[(table["lesion_id"] != "") & table["dx"].isin(CLASSES)]
+        several = known.groupby("lesion_id")["dx"].transform("nunique") > 1
+        problems += _shorten(
+            f"lesion {lesion} has several diagnoses: "
+            + ", ".join(f"{dx} in line {name_some(r.index)}" for dx, r in rows.groupby("dx"))
+            + "; correct dx or lesion_id"
+            for lesion, rows in known[several].groupby("lesion_id")
+        )
+    if "age" in table:
+        wrong = (table["age"] != "") & ~_parse_numbers(table["age"]).between(0, 120)
+        problems += _describe(table, wrong, "age", ["0 to 120 years"])
+    if "split" in table:
+        problems += _describe(table, ~table["split"].isin(SPLITS), "split", SPLITS)
+    return problems
+
+
+def _check_images(table: pd.DataFrame) -> list[str]:
+    if "image_id" not in table:
+        return []
+    images = table["image_id"]
+    empty = images.index[images == ""]
+    problems = [f"image_id is empty in line {name_some(empty)}; fill it in"] if len(empty) else []
+    repeated = images[images.duplicated(keep=False) & (images != "")]
+    return problems + _shorten(
+        f"image_id {image!r} is in line {name_some(rows.index)}; keep one of these lines"
+        for image, rows in repeated.groupby(repeated)
+    )
+
+
+def _describe(
+    table: pd.DataFrame, wrong: pd.Series, column: str, right: Iterable[str]
+) -> list[str]:
+    """Name the wrong values of a column, each with the lines where it stands."""
+    return _shorten(
+        f"{column} {value!r} in line {name_some(rows.index)}; it must be one of {', '.join(right)}"
+        for value, rows in table[wrong].groupby(column, sort=False)
+    )
+
+
+def _shorten(problems: Iterable[str], limit: int = 5) -> list[str]:
+    """Keep a message readable when a whole column is wrong."""
+    problems = list(problems)
+    more = [f"… and {len(problems) - limit} more like it"] if len(problems) > limit else []
+    return problems[:limit] + more
+
+
+def _parse_numbers(values: pd.Series) -> pd.Series:
+    """Turn strings into numbers, with a decimal point or comma; NaN where there is none."""
+    return pd.to_numeric(values.str.replace(",", "."), errors="coerce").astype(float)
+
+
 def _merge_lesions(table: pd.DataFrame) -> pd.Series:
-    """Gives each row its lesion_id, the same one for lesions joined by a duplicate pair."""
+    """Give each row its lesion_id, the same one for lesions joined by a duplicate pair."""
     group = table["lesion_id"].copy()
     row_of = {image_id: row for row, image_id in table["image_id"].items()}
     for first, second in DUPLICATE_PAIRS:
@@ -337,27 +403,4 @@ def _merge_lesions(table: pd.DataFrame) -> pd.Series:
     return group
 
 
-def _describe_values(rows: pd.DataFrame, column: str, remedy: str) -> list[str]:
-    return shorten(
-        f"{column} {value!r} in line {lines}; {remedy}"
-        for value, lines in _group_lines(rows, column)
-    )
-
-
-def _group_lines(rows: pd.DataFrame, column: str) -> list[tuple[str, str]]:
-    """Lists the values of a column, each with the lines where it stands."""
-    return [(value, join(part.index)) for value, part in rows.groupby(column, sort=False)]
-
-
-def join(values: Iterable, limit: int = 5) -> str:
-    """Names the first values and counts the others."""
-    values = [str(value)[:200] for value in values]
-    more = f" and {len(values) - limit} more" if len(values) > limit else ""
-    return ", ".join(values[:limit]) + more
-
-
-def shorten(problems: Iterable[str], limit: int = 5) -> list[str]:
-    """Keeps a message readable when a whole column is wrong."""
-    problems = list(problems)
-    more = [f"… and {len(problems) - limit} more like it"] if len(problems) > limit else []
-    return problems[:limit] + more
+DatasetError = InputError  # the old name, until no room calls it
