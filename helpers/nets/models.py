@@ -1,4 +1,7 @@
-"""Building blocks of the original net, which stands in the main notebook, and the other nets."""
+"""The nets beside the original one: a compact net, and nets pretrained on ImageNet, by name.
+
+All take raw pixels, 0 … 255, and bring their own scaling.
+"""
 
 from collections.abc import Sequence
 
@@ -6,43 +9,63 @@ import keras
 import numpy as np
 from keras import layers
 
+from helpers.data.files import raise_problems, resolve_path
 from helpers.data.reading import CLASSES
-from helpers.nets import pretrained
 
+NETS = {
+    # Howard et al., Searching for MobileNetV3, ICCV 2019.
+    "MobileNetV3Small": keras.applications.MobileNetV3Small,
+    # Tan & Le, EfficientNetV2: Smaller Models and Faster Training, ICML 2021.
+    "EfficientNetV2B0": keras.applications.EfficientNetV2B0,
+    # Liu et al., A ConvNet for the 2020s, CVPR 2022.
+    "ConvNeXtTiny": keras.applications.ConvNeXtTiny,
+}
+MODELS = ("compact", *NETS)
 # Keras' default of 0.99 forgets the initial statistics only after some 500 steps: on the sample,
 # validation would be worse than chance for many epochs while training goes well.
 MOMENTUM = 0.9
-# The smallest side that three valid 3x3 convolutions with 2x2 pooling leave a pixel of.
-SMALLEST_SIDE = 22
-# Where the compact net begins its stages, at most: the longest shorter side, in pixels.
-STAGE_SIDE = 32
+SMALLEST_SIDE = 22  # pixels; three 3x3 convolutions with 2x2 pooling, as in the original net
+SMALLEST_PRETRAINED = 32  # pixels; keras.applications refuses less
+STAGE_SIDE = 32  # pixels of the shorter side, at most, where the compact net begins its stages
 
 
 def build_net(
     name: str, size: tuple[int, int], weights: str = "none", classes: Sequence[str] = CLASSES
 ) -> keras.Model:
-    """Build a net other than the original, by its name.
+    """Build a net by its name.
 
     Args:
-        name: "compact", or one of `pretrained.NETS`.
+        name: one of `MODELS`.
         size: (height, width) of the images in pixels.
-        weights: of a pretrained net, see `pretrained.build_pretrained`.
-        classes: K class codes, the order of the outputs.
+        weights: of a pretrained net's body: "imagenet" (downloaded, unless it was before), the
+            path of a weights file, or "none". The compact net always starts at random.
+        classes: K class codes, the order of the outputs; joined by "_" they name the last layer.
 
     Returns:
-        A net that takes uint8 (N, height, width, 3), 0 … 255, and gives probabilities (N, K).
+        A net that takes uint8 (N, height, width, 3) and gives probabilities, float32 (N, K).
+
+    Raises:
+        InputError: everything that keeps the net from being built, together.
     """
     if name == "compact":
-        return build_compact(size, classes)
-    return pretrained.build_pretrained(name, size, weights, classes)
+        return _build_compact(size, classes)
+    problems = []
+    if name not in NETS:
+        problems.append(f"no net {name!r}: choose one of {', '.join(MODELS)}")
+    if min(size) < SMALLEST_PRETRAINED:
+        at_least = f"at least {SMALLEST_PRETRAINED} pixels high and wide"
+        problems.append(f"images of {size[0]}x{size[1]} pixels: take images {at_least}")
+    if weights not in ("imagenet", "none") and not resolve_path(weights).is_file():
+        problems.append(f"no file {weights!r}: choose imagenet, none or the path of a weights file")
+    raise_problems("MODEL, its size and its WEIGHTS", problems)
+    return _build_pretrained(name, size, weights, classes)
 
 
-def build_compact(size: tuple[int, int], classes: Sequence[str] = CLASSES) -> keras.Model:
+def _build_compact(size: tuple[int, int], classes: Sequence[str]) -> keras.Model:
     """Build a small residual net for small images: 965,607 parameters at 75x100 pixels.
 
-    Convolutions of stride 2 bring the image down to a shorter side of at most 32 pixels; of 28x28
-    pixels all are kept. Then two stages of residual blocks halve the side twice more: most of the
-    parameters and of the work lie where the maps are small.
+    Convolutions of stride 2 bring the image down to a shorter side of at most 32 pixels. Two stages
+    of residual blocks halve the side twice more: most of the work lies where the maps are small.
 
     - Residual blocks with the normalisation first: He et al., Identity mappings in deep residual
       networks, ECCV 2016. He initialisation of the kernels: He et al., ICCV 2015.
@@ -51,13 +74,6 @@ def build_compact(size: tuple[int, int], classes: Sequence[str] = CLASSES) -> ke
       al., Bag of tricks for image classification with CNNs, CVPR 2019.
     - Global average pooling before the one dense layer: Lin et al., Network in network, ICLR 2014.
       Dropout before it: Srivastava et al., JMLR 2014.
-
-    Args:
-        size: (height, width) of the images in pixels.
-        classes: K class codes, the order of the outputs.
-
-    Returns:
-        A net that takes uint8 (N, height, width, 3), 0 … 255, and gives probabilities (N, K).
     """
     image = keras.Input((*size, 3), dtype="uint8", name="image")
     x = layers.Rescaling(1 / 127.5, offset=-1)(image)
@@ -69,10 +85,7 @@ def build_compact(size: tuple[int, int], classes: Sequence[str] = CLASSES) -> ke
             x = _add_residual_block(x, filters, stride=2 if block == 0 else 1)
     x = layers.GlobalAveragePooling2D(dtype="float32")(_activate(x))
     x = layers.Dropout(0.2, dtype="float32")(x)
-    answer = layers.Dense(
-        len(classes), activation="softmax", dtype="float32", name="_".join(classes)
-    )
-    return keras.Model(image, answer(x), name="compact")
+    return keras.Model(image, _answer(x, classes), name="compact")
 
 
 def _add_residual_block(x, filters: int, stride: int):
@@ -90,15 +103,53 @@ def _activate(x):
 
 
 def _convolve(x, filters: int, stride: int = 1, kernel: int = 3):
-    convolution = layers.Conv2D(
-        filters,
-        kernel,
-        strides=stride,
-        padding="same",
-        use_bias=False,
-        kernel_initializer="he_normal",
-    )
-    return convolution(x)
+    options = {"padding": "same", "use_bias": False, "kernel_initializer": "he_normal"}
+    return layers.Conv2D(filters, kernel, strides=stride, **options)(x)
+
+
+def _answer(x, classes: Sequence[str]):
+    options = {"activation": "softmax", "dtype": "float32", "name": "_".join(classes)}
+    return layers.Dense(len(classes), **options)(x)
+
+
+def _build_pretrained(
+    name: str, size: tuple[int, int], weights: str, classes: Sequence[str]
+) -> keras.Model:
+    """Build a net of keras.applications with a new head: dropout and one softmax layer."""
+    options = {"include_top": False, "pooling": "avg", "input_shape": (*size, 3)}
+    if weights == "none":
+        body = NETS[name](weights=None, **options)
+    else:
+        source = weights if weights == "imagenet" else str(resolve_path(weights))
+        try:
+            body = NETS[name](weights=source, **options)
+        except Exception as error:  # Keras raises a bare Exception where there is no network
+            remedy = "copy the file that Keras would download, without the top, from a machine "
+            remedy += "with a network, and give its path as WEIGHTS"
+            raise_problems(f"{name}: {source}", [f"no weights ({error}): {remedy}"])
+        _keep_statistics(body)
+    # Not the constructor's `name`, from which EfficientNetV2 reads its structure.
+    body = keras.Model(body.input, body.output, name=name)
+    image = keras.Input((*size, 3), dtype="uint8", name="image")
+    features = body(layers.Rescaling(1.0)(image))  # a cast to the precision of the policy
+    answer = _answer(layers.Dropout(0.2)(features), classes)
+    return keras.Model(image, answer, name=name.lower())
+
+
+def _keep_statistics(body: keras.Model) -> None:
+    """Let BatchNormalization use and keep the statistics it has, while its weights may be learned.
+
+    In fine-tuning, statistics of small batches would undo what the body has learned (Keras guide
+    "Transfer learning & fine-tuning"). The guide calls the body with `training=False`, but in
+    Keras 3 `fit` overrides that (github.com/keras-team/keras/issues/20285). A layer that is not
+    trainable does use its statistics; scale and offset are then made trainable again.
+    """
+    for layer in body.layers:
+        if isinstance(layer, layers.BatchNormalization):
+            learned = layer.trainable_variables
+            layer.trainable = False
+            for variable in learned:
+                variable.trainable = True
 
 
 def count_multiply_adds(model: keras.Model) -> int:
@@ -116,29 +167,3 @@ def count_multiply_adds(model: keras.Model) -> int:
             continue
         total += int(np.prod(layer.kernel.shape)) * int(np.prod(places))
     return total
-
-
-def conv_block(filters: int, batch_norm: bool = False, dropout: float = 0.25) -> list:
-    """Make a convolution block: 3x3 convolution, 2x2 max pooling, normalisation, dropout.
-
-    Args:
-        filters: number of 3x3 filters; no padding, so each side loses two pixels, then halves.
-        batch_norm: put a BatchNormalization after the pooling (Ioffe & Szegedy, 2015).
-        dropout: share of the activations that are set to zero in training, 0 … 1.
-
-    Returns:
-        Keras layers, in order.
-    """
-    normalisation = [layers.BatchNormalization(momentum=MOMENTUM)] if batch_norm else []
-    return [
-        layers.Conv2D(filters, 3, activation="relu"),
-        layers.MaxPooling2D(2),
-        *normalisation,
-        layers.Dropout(dropout),
-    ]
-
-
-def dense_block(units: int, batch_norm: bool = False) -> list:
-    """Make a hidden dense layer with ReLU, and a BatchNormalization after it if asked for."""
-    normalisation = [layers.BatchNormalization(momentum=MOMENTUM)] if batch_norm else []
-    return [layers.Dense(units, activation="relu"), *normalisation]

@@ -1,9 +1,12 @@
-"""tf.data pipelines over an array of pixels: shuffled and varied for training, in order else."""
+"""tf.data pipelines over an array of pixels: shuffled and varied for training, in order else.
 
+Several GPUs (`fit.set_up`) share a batch: it then holds batch_size images for each of them, and
+the few images that cannot be shared evenly are left out.
+"""
+
+import itertools
 import math
-from collections.abc import Iterator
 
-import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -19,31 +22,29 @@ DROP = 0.2  # share of the patients' fields that are dropped in training
 def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
     """Vary training images at random: geometry, then light.
 
-    Lesions have no upright position, so mirroring and all rotations are free; zoom, stretching,
-    shift, contrast, brightness and the colour of the light are mild. Turning, zooming and shifting
-    are one resampling, since each one blurs: small images cannot afford three. Half of the images
-    are not resampled at all, but turned by quarters and shifted by whole pixels: the net is asked
-    for sharp images, and should learn from some. What comes in from beyond the edge is the mirror
-    image of what lies inside it.
+    Lesions have no upright position: mirroring and all rotations are free. Zoom, stretching, shift,
+    contrast, brightness and the colour of the light are mild. All geometry is one resampling, since
+    each one blurs; half of the images are moved by quarter turns and whole pixels only, and stay
+    sharp. Beyond the edge lies the mirror image of what is inside.
 
     Args:
-        images: uint8 or float (N, height, width, 3), 0 … 255.
+        images: uint8 (N, height, width, 3).
         seed: int32 (2,); equal seeds give equal images.
 
     Returns:
-        float32 (N, height, width, 3), 0 … 255, rounded.
+        uint8 (N, height, width, 3).
     """
     images = tf.cast(images, tf.float32)
-    count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
-    draws = tf.random.stateless_uniform((15, count), seed, -1, 1)
-    transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, height, width)
+    draws = tf.random.stateless_uniform((15, tf.shape(images)[0]), seed, -1, 1)
+    transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, *images.shape[1:3])
     images = keras.ops.image.affine_transform(images, transforms, fill_mode="reflect")
     mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
     contrast, light = draws[6][:, None], draws[7][:, None]
     tint, cast = tf.transpose(draws[8:11]), tf.transpose(draws[11:14])
     gain = tf.exp(CONTRAST * contrast + TINT * tint)[:, None, None]
     shift = (LIGHT * light + CAST * cast)[:, None, None]
-    return tf.round(tf.clip_by_value((images - mean) * gain + mean + shift, 0, 255))
+    images = tf.round(tf.clip_by_value((images - mean) * gain + mean + shift, 0, 255))
+    return tf.cast(images, tf.uint8)
 
 
 def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int) -> tf.Tensor:
@@ -66,27 +67,26 @@ def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int
     return tf.stack([a, b, right, c, d, down, zero, zero], axis=1)
 
 
-def turn_images(pixels: np.ndarray, view: int) -> np.ndarray:
-    """Make one of the eight views of the dihedral group: quarter turns, as they are and mirrored.
+def list_views(views: int, size: tuple[int, int]) -> range:
+    """List the views to average: the first 1 or 8, but of images that are not square 4 of the 8.
 
-    A lesion has no upright position, so all eight are the same case. Where height and width
-    differ, the turned views are squashed into the same shape: that is what `images.read_image`
-    makes of a photograph taken with the camera held the other way, and nothing is cut off.
+    A quarter turn would squash such images into a shape that no training shows.
+    """
+    return range(views if size[0] == size[1] else min(views, 4))
+
+
+def turn_images(pixels: np.ndarray, view: int) -> np.ndarray:
+    """Make one of eight views of images (N, height, width, 3): mirrored, turned by quarters.
 
     Args:
-        pixels: uint8 (N, height, width, 3).
-        view: 0 … 7; 0 leaves the images as they are.
-
-    Returns:
-        uint8 (N, height, width, 3).
+        pixels: the images.
+        view: 0 (as they are) … 3, mirrored along either side or both; 4 … 7 the same of the
+            transposed images, which must be square.
     """
-    height, width = pixels.shape[1:3]
     if view & 4:
-        pixels = np.ascontiguousarray(pixels.swapaxes(1, 2))
-        if height != width:
-            pixels = np.stack(
-                [cv2.resize(p, (width, height), interpolation=cv2.INTER_AREA) for p in pixels]
-            )
+        if pixels.shape[1] != pixels.shape[2]:
+            raise ValueError(f"view {view} is for square images, not {pixels.shape[1:3]}")
+        pixels = pixels.swapaxes(1, 2)
     return pixels[:, :: -1 if view & 2 else 1, :: -1 if view & 1 else 1]
 
 
@@ -97,66 +97,48 @@ def training_batches(
     batch_size: int,
     *,
     seed: int,
-    epochs: range,
+    first_epoch: int = 0,
     augment: bool = False,
     fields: np.ndarray | None = None,
-    devices: int = 1,
 ) -> tf.data.Dataset:
-    """Make the shuffled training pipeline over a (memory-mapped) array.
+    """Make the shuffled training pipeline, without end: give `fit` steps_per_epoch.
 
-    What a batch holds depends only on the seed, the epoch and its position, so that a run
-    resumed at an epoch sees what it would have seen. All epochs come from one dataset: give
-    `fit` `steps_per_epoch=count_steps(len(rows), batch_size)`.
+    What a batch holds depends only on the seed, the epoch and its position: a training that is
+    resumed at an epoch sees what it would have seen.
 
     Args:
-        pixels: uint8 (N, height, width, 3); rows are read when their batch is made.
+        pixels: uint8 (N, height, width, 3), perhaps memory-mapped.
         labels: int (N,).
         rows: int (M,), which of the N belong to the training part.
-        batch_size: images per batch; the last batch of an epoch may be smaller.
+        batch_size: images per batch and GPU; the last batch of an epoch may be smaller.
         seed: of the order and of the augmentation.
-        epochs: the epochs to deliver, e.g. range(0, 20).
+        first_epoch: the epoch to begin with, from 0.
         augment: vary the images by `vary_images`.
-        fields: float32 (N, D), what is known of the patients (`fields.encode_fields`); some of it
-            is dropped at random (`fields.drop_fields`).
-        devices: that share a batch (`batch_size` is a multiple). An epoch that they cannot share
-            evenly repeats its first images, fewer than `devices`: each device then has as much to
-            do, and never an empty part, which oneDNN's pooling does not survive.
+        fields: float32 (N, D) of `patient.encode_fields`; some are dropped at random.
 
     Returns:
         A dataset of (images, int32 (batch,)); images are uint8 (batch, height, width, 3), and
         with fields a dict of these as "image" and of "fields", float32 (batch, D).
     """
     steps = count_steps(len(rows), batch_size)
-    shared = math.ceil(len(rows) / devices) * devices
 
-    def batches() -> Iterator[tuple]:
-        for epoch in epochs:
+    def make_batches():
+        for epoch in itertools.count(first_epoch):
             order = np.random.default_rng([seed, epoch]).permutation(rows)
-            order = np.resize(order, shared)
-            for step in range(steps):
-                chosen = order[step * batch_size : (step + 1) * batch_size]
+            for step, chosen in enumerate(_cut(order, batch_size)):
                 rng = np.random.default_rng([seed, epoch, step])
                 known = None if fields is None else drop_fields(fields[chosen], DROP, rng)
                 number = np.array([seed, epoch * steps + step]) % 2**31
-                yield (
-                    _join_inputs(pixels[chosen], known),
-                    labels[chosen].astype(np.int32),
-                    number.astype(np.int32),
-                )
+                yield _join(pixels[chosen], known), labels[chosen], number
 
-    number = tf.TensorSpec((2,), tf.int32)
-    data = tf.data.Dataset.from_generator(
-        batches, output_signature=(*_batch_signature(pixels, fields), number)
-    )
+    def finish(inputs, truth: tf.Tensor, number: tf.Tensor) -> tuple:
+        if augment and fields is not None:
+            return inputs | {"image": vary_images(inputs["image"], number)}, truth
+        return vary_images(inputs, number) if augment else inputs, truth
 
-    def vary(inputs, truth: tf.Tensor, number: tf.Tensor) -> tuple:
-        if not augment:
-            return inputs, truth
-        images = inputs if fields is None else inputs["image"]
-        images = tf.cast(vary_images(images, number), tf.uint8)
-        return _join_inputs(images, None if fields is None else inputs["fields"]), truth
-
-    return data.map(vary, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    signature = (*_describe(pixels, fields), tf.TensorSpec((2,), tf.int32))
+    data = tf.data.Dataset.from_generator(make_batches, output_signature=signature)
+    return data.map(finish, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
 def evaluation_batches(
@@ -167,91 +149,64 @@ def evaluation_batches(
     *,
     fields: np.ndarray | None = None,
     view: int = 0,
-    devices: int = 1,
 ) -> tf.data.Dataset:
-    """Make the pipeline for validation and prediction: rows in order, each once, unchanged.
+    """Make the pipeline for validation: rows in order, each once, in the given view.
 
-    Args and returns as for `training_batches`, but for `view`: which of the eight views of the
-    images to make, see `turn_images`.
-
-    Raises:
-        ValueError: too few rows for so many devices.
+    Arguments and result are as for training; fields are not dropped.
     """
-    parts = cut_batches(rows, batch_size, devices)
 
-    def batches() -> Iterator[tuple]:
-        for chosen in parts:
+    def make_batches():
+        for chosen in _cut(rows, batch_size):
             known = None if fields is None else fields[chosen]
-            images = turn_images(pixels[chosen], view)
-            yield _join_inputs(images, known), labels[chosen].astype(np.int32)
+            yield _join(turn_images(pixels[chosen], view), known), labels[chosen]
 
-    data = tf.data.Dataset.from_generator(
-        batches, output_signature=_batch_signature(pixels, fields)
-    )
-    steps = tf.data.experimental.assert_cardinality(len(parts))
+    signature = _describe(pixels, fields)
+    data = tf.data.Dataset.from_generator(make_batches, output_signature=signature)
+    steps = tf.data.experimental.assert_cardinality(count_steps(len(rows), batch_size))
     return data.apply(steps).prefetch(tf.data.AUTOTUNE)
-
-
-def cut_batches(rows: np.ndarray, batch_size: int, devices: int = 1) -> list[np.ndarray]:
-    """Cut rows into batches that several devices can share; the last one may be smaller.
-
-    A batch of m is shared out in parts of ceil(m / devices), as TensorFlow does it. The first
-    batch gives equal parts, else Keras' `evaluate` fails; none gives an empty part. Rows that
-    cannot be shared evenly form, with others, a last batch of their own.
-
-    Args and errors as for `evaluation_batches`.
-    """
-    uneven = len(rows) % devices
-    last = devices * (devices - 1) + uneven if uneven else 0
-    if uneven and len(rows) <= last:
-        raise ValueError(
-            f"{len(rows)} images are too few for {devices} devices: take {last + devices} images, "
-            "or show TensorFlow fewer GPUs with the environment variable CUDA_VISIBLE_DEVICES"
-        )
-    even = len(rows) - last
-    return np.split(rows, [*range(batch_size, even, batch_size), *([even] if last else [])])
 
 
 def predict_rows(
     model: keras.Model,
     pixels: np.ndarray,
     rows: np.ndarray,
-    batch_size: int,
+    batch_size: int = 64,
     *,
     views: int = 1,
     fields: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Answer for rows of the array, averaged over views.
-
-    Args:
-        model: gives probabilities (N, K).
-        pixels, rows, batch_size, fields: as for `training_batches`.
-        views: 1, or 8 for test-time averaging over all turned and mirrored views.
+    """Answer for rows of the array, averaged over `list_views`; other arguments as for training.
 
     Returns:
-        float32 (M, K), in the order of the rows.
+        float32 (M, K), probabilities in the order of the rows.
     """
-    truth = np.zeros(len(pixels), np.int32)  # nobody looks at it
-    options = {"fields": fields, "devices": model.distribute_strategy.num_replicas_in_sync}
-    answers = [
-        model.predict(
-            evaluation_batches(pixels, truth, rows, batch_size, view=view, **options), verbose=0
-        )
-        for view in range(views)
-    ]
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    filled = np.resize(rows, math.ceil(len(rows) / devices) * devices)  # every row is answered
+    labels, answers = np.zeros(len(pixels), int), []  # nobody looks at the labels
+    for view in list_views(views, pixels.shape[1:3]):
+        data = evaluation_batches(pixels, labels, filled, batch_size, fields=fields, view=view)
+        answers.append(model.predict(data, verbose=0)[: len(rows)])
     return np.mean(answers, axis=0)
 
 
 def count_steps(images: int, batch_size: int) -> int:
     """Return the number of batches in an epoch of `images` images."""
-    return math.ceil(images / batch_size)
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    return math.ceil(images // devices / batch_size)
 
 
-def _join_inputs(images, fields):
+def _cut(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Cut rows into batches that the GPUs can share evenly."""
+    devices = tf.distribute.get_strategy().num_replicas_in_sync
+    shared = rows[: len(rows) // devices * devices]
+    return np.split(shared, range(batch_size * devices, len(shared), batch_size * devices))
+
+
+def _join(images, fields):
     return images if fields is None else {"image": images, "fields": fields}
 
 
-def _batch_signature(pixels: np.ndarray, fields: np.ndarray | None) -> tuple:
+def _describe(pixels: np.ndarray, fields: np.ndarray | None) -> tuple:
     known = None if fields is None else tf.TensorSpec((None, fields.shape[1]), tf.float32)
     images = tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8)
-    return _join_inputs(images, known), tf.TensorSpec((None,), tf.int32)
+    return _join(images, known), tf.TensorSpec((None,), tf.int32)

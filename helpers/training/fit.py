@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -11,114 +12,47 @@ import pandas as pd
 import tensorflow as tf
 from tqdm.keras import TqdmCallback
 
-from helpers.data.files import is_interactive
-from helpers.nets.models import SMALLEST_SIDE
-from helpers.nets.pretrained import BODY_RATE, NETS, FineTuning, find_problems
-from helpers.runs.folder import RunError
-from helpers.training.devices import scale_rate
-from helpers.training.optimizers import ConvolutionMuon
-from helpers.training.recipes import MODELS, Recipe
+from helpers.data.files import is_interactive, replace_file
 
-LOWEST = {
-    "IMAGE_HEIGHT": SMALLEST_SIDE,
-    "IMAGE_WIDTH": SMALLEST_SIDE,
-    "EPOCHS": 1,
-    "PATIENCE": 0,
-    "BATCH_SIZE": 1,
-    "LEARNING_RATE": 1e-12,
-    "WEIGHT_DECAY": 0,
-    "CLASS_WEIGHT_POWER": 0,
-    "FOLD": 0,
-    "FOLDS": 2,
-    "SEED": 0,
-}
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
-SCHEDULES = ("constant", "cosine")
-OPTIMIZERS = ("adam", "muon")
-CHOICES = {
-    "MODEL": MODELS,
-    "PRECISION": PRECISIONS,
-    "SCHEDULE": SCHEDULES,
-    "OPTIMIZER": OPTIMIZERS,
-    "VIEWS": (1, 8),
-}
 
 
-def check_parameters(parameters: dict) -> None:
-    """Raise a RunError that names every parameter of the main notebook that is out of range.
+def set_up(
+    seed: int, precision: str = "auto", depthwise: bool = False, devices: Sequence[str] = ()
+) -> str:
+    """Seed everything, use deterministic kernels only, set the precision, and share among GPUs.
+
+    On the same machine and number of cores, equal seeds then give equal results. With several GPUs
+    each one holds a copy of the model and takes an equal part of each batch; it normalises by its
+    part, and the first one's statistics are kept. Call it before a net is built.
 
     Args:
-        parameters: name to value, of the right types (`runs.check_parameters`), none of them open
-            (`recipes.complete_parameters`).
-    """
-    problems = [
-        f"{name} is {parameters[name]}, the lowest that works is {lowest}"
-        for name, lowest in LOWEST.items()
-        if not parameters[name] >= lowest
-    ]
-    problems += [
-        f"{name} is {parameters[name]!r}, choose one of {', '.join(map(str, choices))}"
-        for name, choices in CHOICES.items()
-        if parameters[name] not in choices
-    ]
-    if parameters["MODEL"] in NETS:
-        size = parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"]
-        problems += find_problems(parameters["MODEL"], size, parameters["WEIGHTS"])
-        if parameters["WEIGHTS"] != "none" and parameters["OPTIMIZER"] != "adam":
-            problems.append(
-                f"OPTIMIZER is {parameters['OPTIMIZER']!r}: pretrained weights are fine-tuned with "
-                "adam; choose that, or WEIGHTS none"
-            )
-    if parameters["BATCH_NORM"] and parameters["MODEL"] != "cnn":
-        problems.append(
-            f"BATCH_NORM belongs to the cnn: with MODEL {parameters['MODEL']!r} leave it out"
-        )
-    if parameters["FOLD"] >= parameters["FOLDS"]:
-        problems.append("FOLD must be below FOLDS: the first fold is 0")
-    if problems:
-        raise RunError("\n".join(problems))
+        seed: of Python, NumPy and TensorFlow.
+        precision: a Keras dtype policy, or "auto": mixed_bfloat16 where every GPU, or without one
+            the processor, multiplies bfloat16 (NVIDIA compute capability 8.0; AVX512-BF16 or AMX
+            on x86), else float32.
+        depthwise: the net has depthwise convolutions, which a processor computes faster in float32.
+        devices: names such as "GPU:0"; by default every GPU that TensorFlow sees.
 
-
-def make_reproducible(seed: int) -> None:
-    """Seed Python, NumPy and TensorFlow and use deterministic kernels only.
-
-    On the same machine and number of cores, equal seeds then give equal figures.
-    """
-    keras.utils.set_random_seed(seed)
-    tf.config.experimental.enable_op_determinism()
-
-
-def choose_precision(precision: str = "auto") -> str:
-    """Return the Keras dtype policy for this machine.
-
-    Args:
-        precision: "auto", or a policy that is returned as it is. "auto" gives mixed_bfloat16
-            where every GPU, or without one the processor, multiplies bfloat16 natively (NVIDIA
-            compute capability 8.0; AVX512-BF16 or AMX on x86), else float32.
-
-    Raises:
-        ValueError: an unknown name.
+    Returns:
+        The name of the policy.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"PRECISION is {precision!r}: choose one of {', '.join(PRECISIONS)}")
-    if precision != "auto":
-        return precision
-    if gpus := tf.config.list_physical_devices("GPU"):
+    keras.utils.set_random_seed(seed)
+    tf.config.experimental.enable_op_determinism()
+    gpus = tf.config.list_physical_devices("GPU")
+    if precision == "auto":
         details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
         native = all(d.get("compute_capability", (0, 0)) >= (8, 0) for d in details)
-    else:
-        native = _has_native_bfloat16()
-    return "mixed_bfloat16" if native else "float32"
-
-
-def choose_jit_compile() -> bool | str:
-    """Return `jit_compile` for `model.compile`: "auto" on one GPU, False on a CPU or several GPUs.
-
-    XLA on a CPU replaces oneDNN's convolutions by slower ones (tests/benchmarks measures it), and
-    it cannot compile a step that sums gradients over several devices.
-    """
-    one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
-    return "auto" if one_gpu else False
+        if not gpus:
+            native = not depthwise and _has_native_bfloat16()
+        precision = "mixed_bfloat16" if native else "float32"
+    keras.mixed_precision.set_dtype_policy(precision)
+    devices = devices or [f"GPU:{number}" for number in range(len(gpus))]
+    if len(devices) > 1 and not tf.distribute.has_strategy():
+        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(list(devices)))
+    return precision
 
 
 def _has_native_bfloat16() -> bool:
@@ -130,6 +64,16 @@ def _has_native_bfloat16() -> bool:
     return bool(flags & {"avx512_bf16", "amx_bf16"})
 
 
+def choose_jit_compile() -> bool | str:
+    """Return `jit_compile` for `model.compile`: "auto" on one GPU, False on a CPU or several GPUs.
+
+    XLA on a CPU replaces oneDNN's convolutions by slower ones, and it cannot compile a step that
+    sums gradients over several devices.
+    """
+    one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
+    return "auto" if one_gpu else False
+
+
 def weigh_classes(labels: np.ndarray, power: float, classes: int) -> dict[int, float]:
     """Compute class weights (N / (K n_k)) ** power, scaled so that the mean image weighs 1.
 
@@ -139,114 +83,14 @@ def weigh_classes(labels: np.ndarray, power: float, classes: int) -> dict[int, f
         classes: number of classes; one that does not occur weighs 0.
     """
     counts = np.bincount(labels, minlength=classes)
-    occurs = counts > 0
-    weights = np.where(occurs, len(labels) / (occurs.sum() * np.maximum(counts, 1)), 0.0)
-    weights[occurs] **= power
+    weights = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
     weights *= len(labels) / (weights * counts).sum()
     return {k: round(float(weight), 6) for k, weight in enumerate(weights)}
 
 
-def make_learning_rate(rate: float, schedule: str, total_steps: int, warmup: float = 0.05):
-    """Return what the optimizer takes as its learning rate.
-
-    Args:
-        rate: the highest rate.
-        schedule: "constant", or "cosine": linear warm-up over the first `warmup` of the steps,
-            then half a cosine down to zero (Loshchilov & Hutter, 2017).
-        total_steps: optimizer steps of the whole training.
-        warmup: share of the steps, 0 … 1.
-
-    Raises:
-        ValueError: an unknown schedule.
-    """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"SCHEDULE is {schedule!r}: choose one of {', '.join(SCHEDULES)}")
-    if schedule == "constant":
-        return rate
-    warmup_steps = max(1, round(warmup * total_steps))
-    return keras.optimizers.schedules.CosineDecay(
-        0.0, max(1, total_steps - warmup_steps), warmup_target=rate, warmup_steps=warmup_steps
-    )
-
-
-def make_optimizer(
-    model: keras.Model,
-    rate,
-    weight_decay: float,
-    optimizer: str = "adam",
-    *,
-    head_steps: int | None = None,
-) -> keras.optimizers.Optimizer:
-    """Make the optimizer; `pretrained.FineTuning` for a pretrained net.
-
-    Biases and what belongs to a normalisation do not decay (He et al., Bag of tricks for image
-    classification with CNNs, CVPR 2019).
-
-    Args:
-        model: the net.
-        rate: as from `make_learning_rate`.
-        weight_decay: decoupled (AdamW: Loshchilov & Hutter, ICLR 2019); 0 leaves it out.
-        optimizer: "adam", or "muon": `muon.ConvolutionMuon`, for nets that are trained from
-            nothing.
-        head_steps: of a net whose body is pretrained, the steps in which the head alone is
-            trained; None for a net that is trained from nothing.
-
-    Raises:
-        ValueError: an unknown optimizer.
-    """
-    if optimizer not in OPTIMIZERS:
-        raise ValueError(f"OPTIMIZER is {optimizer!r}: choose one of {', '.join(OPTIMIZERS)}")
-    if head_steps is not None:
-        return FineTuning(
-            rate,
-            weight_decay,
-            head=model.layers[-1].name,
-            head_steps=head_steps,
-            body_rate=BODY_RATE,
-        )
-    if optimizer == "muon":
-        made = ConvolutionMuon(rate, adam_weight_decay=weight_decay, weight_decay=weight_decay)
-    elif weight_decay:
-        made = keras.optimizers.AdamW(rate, weight_decay=weight_decay)
-    else:
-        return keras.optimizers.Adam(rate)
-    made.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return made
-
-
-def compile_net(
-    model: keras.Model,
-    recipe: Recipe,
-    steps: int,
-    *,
-    devices: int = 1,
-    head_epochs: int | None = None,
-) -> None:
-    """Compile a net for a training from its start, with a new optimizer; call it in the scope.
-
-    Args:
-        model: the net; gives probabilities (N, K).
-        recipe: epochs, learning rate, schedule, optimizer and weight decay.
-        steps: per epoch.
-        devices: that share a batch (`devices.scale_rate`).
-        head_epochs: of a net whose body is pretrained, see `make_optimizer`.
-    """
-    highest = scale_rate(recipe.learning_rate, devices)
-    rate = make_learning_rate(highest, recipe.schedule, steps * recipe.epochs)
-    head_steps = None if head_epochs is None else head_epochs * steps
-    model.compile(
-        optimizer=make_optimizer(
-            model, rate, recipe.weight_decay, recipe.optimizer, head_steps=head_steps
-        ),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy", BalancedAccuracy(model.output_shape[-1])],
-        jit_compile=choose_jit_compile(),
-    )
-
-
 @keras.saving.register_keras_serializable("skin_cancer_detection")
 class BalancedAccuracy(keras.metrics.Metric):
-    """Mean recall over the classes that occur, from class probabilities.
+    """Mean recall over the classes that occur, from class probabilities; each image counts once.
 
     Args:
         classes: number of classes.
@@ -259,7 +103,7 @@ class BalancedAccuracy(keras.metrics.Metric):
         self.images = self.add_variable((classes,), "zeros", name="images")
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        """Count; the sample weight is ignored, each image counts once."""
+        """Count."""
         truth = keras.ops.one_hot(keras.ops.reshape(y_true, (-1,)), self.classes)
         answer = keras.ops.one_hot(keras.ops.argmax(y_pred, axis=-1), self.classes)
         self.hits.assign_add(keras.ops.sum(truth * answer, axis=0))
@@ -277,29 +121,25 @@ class BalancedAccuracy(keras.metrics.Metric):
 
 
 class Checkpoint(keras.callbacks.Callback):
-    """Keeps the best or the last epoch's weights, stops early, and lets a killed run go on.
+    """Keeps the best or the last epoch's weights, stops early, and lets a killed training go on.
 
-    After every epoch one file, replaced in one step, holds all that training depends on:
+    After every epoch one file, replaced in one step, holds all that the training depends on:
     weights, optimizer, the state of the dropout's random numbers, the history and the weights
     to keep so far. At the end of `fit` the model carries the weights that are kept.
 
     Args:
         path: the checkpoint file (.npz).
-        settings: what must be equal for a checkpoint to be continued, as JSON values.
+        settings: what must be equal for a checkpoint to be continued, beside the net and how it is
+            compiled; JSON values. Names that end in _DIR do not count.
         epochs: epochs of the whole training.
         patience: stop after so many epochs without a better validation balanced accuracy; 0: never
             stop early, and keep the last epoch's weights, not the best one's.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        settings: dict,
-        epochs: int,
-        patience: int,
-    ):
+    def __init__(self, path: str | os.PathLike, settings: dict, epochs: int, patience: int):
         super().__init__()
-        self.path, self.settings = Path(path), json.loads(json.dumps(settings))
+        counted = {name: v for name, v in settings.items() if not name.endswith("_DIR")}
+        self.path, self.settings = Path(path), json.loads(json.dumps(counted))
         self.epochs, self.patience = epochs, patience
         self.rows: list[dict] = []
         self.kept_weights: list[np.ndarray] = []
@@ -311,7 +151,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights are kept, from 1: the best one, or the earliest of equals.
+        """The epoch whose weights are kept, from 1: the best one (the earliest of equals).
 
         Best is the highest validation balanced accuracy. With a patience of 0, the last epoch.
         """
@@ -327,28 +167,26 @@ class Checkpoint(keras.callbacks.Callback):
     def restore(self, model: keras.Model) -> str:
         """Load the checkpoint, if there is one of the same settings, into a compiled model.
 
-        A checkpoint of other settings is set aside as `<name>.previous.npz`.
+        A checkpoint of other settings, of another net or of one that was compiled in another way is
+        set aside as `<name>.previous.npz`.
 
         Returns:
             A sentence that says what was found; empty where training starts as usual.
         """
+        self.settings |= _describe(model)
         if not self.path.exists():
             return ""
         with np.load(self.path) as saved:
             notes = json.loads(str(saved["notes"]))
-            if notes["settings"] != self.settings:
+            if differences := _name_differences(notes["settings"], self.settings):
                 previous = self.path.with_suffix(".previous.npz")
                 self.path.replace(previous)
-                return (
-                    "starting at epoch 1: the checkpoint is of an unfinished run with other "
-                    f"settings ({_name_differences(notes['settings'], self.settings)}) is kept as "
-                    f"{previous.name}"
-                )
+                found = f"the checkpoint of an unfinished training with other {differences}"
+                return f"starting at epoch 1; {found} is kept as {previous.name}"
             self.rows = notes["rows"]
             self.kept_weights = [saved[f"kept_{i}"] for i in range(len(model.weights))]
-            with model.distribute_strategy.scope():
-                model.optimizer.build(model.trainable_variables)
-            for i, variable in enumerate(_state_of(model)):
+            model.optimizer.build(model.trainable_variables)
+            for i, variable in enumerate(_list_state(model)):
                 variable.assign(saved[f"state_{i}"])
         if self.first_epoch == self.epochs:
             model.set_weights(self.kept_weights)
@@ -359,8 +197,8 @@ class Checkpoint(keras.callbacks.Callback):
         self._start = time.perf_counter()
 
     def on_test_begin(self, logs=None):
-        """Give every device the first one's BatchNormalization statistics: those are kept."""
-        if self.model.distribute_strategy.num_replicas_in_sync > 1:
+        """Give every GPU the first one's BatchNormalization statistics: those are kept."""
+        if tf.distribute.has_strategy():
             self.model.set_weights(self.model.get_weights())
 
     def on_epoch_end(self, epoch, logs=None):
@@ -369,7 +207,8 @@ class Checkpoint(keras.callbacks.Callback):
         self.rows.append({name: float(v) for name, v in logs.items()} | {"seconds": seconds})
         if self.kept_epoch == len(self.rows):
             self.kept_weights = self.model.get_weights()
-        self._write()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(self.path, self._write)
         self.model.stop_training = self._is_stalled()
 
     def on_train_end(self, logs=None):
@@ -385,42 +224,43 @@ class Checkpoint(keras.callbacks.Callback):
         waited = len(self.rows) - self.kept_epoch if self.rows else 0
         return bool(self.patience) and waited >= self.patience
 
-    def _write(self) -> None:
+    def _write(self, path: Path) -> None:
         notes = json.dumps({"settings": self.settings, "rows": self.rows})
-        arrays = {f"state_{i}": np.asarray(v) for i, v in enumerate(_state_of(self.model))}
+        arrays = {f"state_{i}": np.asarray(v) for i, v in enumerate(_list_state(self.model))}
         arrays |= {f"kept_{i}": weights for i, weights in enumerate(self.kept_weights)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial = self.path.with_suffix(".partial")
-        with partial.open("wb") as file:
+        with path.open("wb") as file:
             np.savez(file, notes=notes, **arrays)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(self.path)
 
 
-def _state_of(model: keras.Model) -> list:
+def _list_state(model: keras.Model) -> list:
     """List the variables of model, dropout seeds and optimizer; metrics start anew each epoch."""
     metrics = {id(v) for v in model.metrics_variables}
     return [v for v in model.variables if id(v) not in metrics] + model.optimizer.variables
 
 
+def _describe(model: keras.Model) -> dict[str, str]:
+    """Describe a net and how it is compiled; names do not count, as a session numbers them."""
+    net = json.dumps(model.get_config(), default=str)
+    for number, layer in enumerate(model._flatten_layers()):
+        for before in ('"name": ', "["):
+            net = net.replace(f'{before}"{layer.name}"', f'{before}"layer {number}"')
+    compiled = json.dumps(model.get_compile_config(), default=str)
+    return {"net": net, "optimizer, loss or metrics": compiled}
+
+
 def _name_differences(there: dict, here: dict) -> str:
+    """Name what differs, with the values that are short: not a net or its compilation."""
     names = [n for n in sorted(there | here) if there.get(n) != here.get(n)]
-    return ", ".join(f"{n} {there.get(n)} there, {here.get(n)} here" for n in names)
+    values = [f" ({there.get(n)}, now {here.get(n)})" for n in names]
+    return ", ".join(n + v if len(v) < 80 else n for n, v in zip(names, values, strict=True))
 
 
 class EpochLines(keras.callbacks.Callback):
-    """Prints one line per epoch, for runs that nobody watches.
-
-    Args:
-        number, of: which training of how many this is.
-    """
+    """Prints one line per epoch, for runs that nobody watches."""
 
     FIGURES = ("loss", "val_loss", "accuracy", "val_accuracy", "val_balanced_accuracy")
-
-    def __init__(self, number: int = 1, of: int = 1):
-        super().__init__()
-        self.prefix = f"training {number}/{of}, " if of > 1 else ""
 
     def on_epoch_begin(self, epoch, logs=None):
         """Start the clock."""
@@ -430,18 +270,13 @@ class EpochLines(keras.callbacks.Callback):
         """Print the line."""
         figures = ", ".join(f"{name} {logs[name]:.3f}" for name in self.FIGURES if name in logs)
         seconds = time.perf_counter() - self._start
-        at = f"{self.prefix}epoch {epoch + 1}/{self.params['epochs']}"
-        print(f"{at}: {figures} ({seconds:.0f} s)", flush=True)
+        print(f"epoch {epoch + 1}/{self.params['epochs']}: {figures} ({seconds:.0f} s)", flush=True)
 
 
-def show_progress(number: int = 1, of: int = 1) -> keras.callbacks.Callback:
-    """Make the progress callback: one bar where a person watches, else a line per epoch.
-
-    Args:
-        number, of: which training of how many this is.
-    """
+def show_progress() -> keras.callbacks.Callback:
+    """Make the progress callback: one bar where a person watches, else a line per epoch."""
     if not is_interactive():
-        return EpochLines(number, of)
+        return EpochLines()
     progress = TqdmCallback(verbose=0)
     # The validation figures alone: with all of them there is no room for the bar.
     progress.on_epoch_end = progress.bar2callback(
