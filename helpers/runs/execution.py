@@ -14,7 +14,14 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file, resolve_path
+from helpers.data.files import (
+    PROJECT,
+    InputError,
+    name_some,
+    raise_problems,
+    replace_file,
+    resolve_path,
+)
 from helpers.runs import experiments
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
 from helpers.runs.folder import (
@@ -140,7 +147,7 @@ def execute_experiment(
 
     Args:
         experiment: as `experiments.read_experiment` returns it.
-        jobs: runs at a time on this machine.
+        jobs: runs at a time on this machine; from 2 on by Dask.
         dask: address of a Dask scheduler, tcp://…; each worker must see the project's folder
             under the same path. "" executes here.
         keep_old: keep finished runs that were made by other code, instead of making them anew.
@@ -175,6 +182,13 @@ def _execute_runs(
     waiting: list[PlannedRun], jobs: int, address: str
 ) -> Iterator[tuple[PlannedRun, str]]:
     """Yield each run as it ends, with what went wrong ("" for nothing)."""
+    if jobs == 1 and not address:
+        for planned in waiting:  # grows while it is gone through
+            if (problem := _attempt(planned)) == BUSY:
+                waiting.append(planned)
+            else:
+                yield planned, problem
+        return
     from distributed import as_completed
 
     with _connect(min(jobs, len(waiting)), address, waiting[0].notebook) as client:
@@ -219,7 +233,13 @@ def _connect(jobs: int, address: str, notebook: Path):
         env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
         with (
             dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),  # it limits NumPy
-            LocalCluster(jobs, 1, memory_limit=0, dashboard_address=None, env=env) as cluster,
+            LocalCluster(
+                n_workers=jobs,
+                threads_per_worker=1,
+                memory_limit=0,
+                dashboard_address=":0",
+                env=env,
+            ) as cluster,
             Client(cluster) as client,
         ):
             yield client

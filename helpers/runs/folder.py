@@ -168,7 +168,7 @@ def open_run(parameters: dict) -> Path:
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         if run_dir not in _open:
-            lock = FileLock(run_dir / KERNEL_LOCK, timeout=10)  # a kernel left alone ends by then
+            lock = FileLock(run_dir / KERNEL_LOCK, timeout=5)  # a kernel left alone ends by then
             lock.acquire()
             _open[run_dir] = lock, fingerprint_imports()
     except Timeout:

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.data.files import PROJECT, InputError
 from helpers.evaluation.predictions import make_predictions
-from helpers.runs import folder
+from helpers.runs import execution, experiments, folder
 
 CLASSES = ("a", "b")
 PARAMETERS = {"DATA_DIR": "", "IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28, "PATIENCE": 0}
@@ -31,16 +31,16 @@ class FakeModel:
         return 7
 
 
-def make_table(folder_of_images):
+def make_table(folder_of_images, ids="000"):
     folder_of_images.mkdir(parents=True, exist_ok=True)
     path = folder_of_images / "image.jpg"
     path.write_bytes(b"pixels")
-    names = ["0001", "0002", "0003", "0004"]
+    names = [f"{ids}{i}" for i in range(1, 5)]
     return pd.DataFrame(
         {
             "image_id": names,
-            "lesion_id": ["NA", "7", "8", "9"],
-            "group": ["NA", "7", "8", "9"],
+            "lesion_id": ["NA", *names[1:]],
+            "group": ["NA", *names[1:]],
             "dx": ["a", "a", "b", "a"],
             "label": [0, 0, 1, 0],
             "split": ["train", "val", "test", "test"],
@@ -50,8 +50,8 @@ def make_table(folder_of_images):
     )
 
 
-def save(run_dir, parameters=PARAMETERS, **more):
-    table = make_table(run_dir / "images")
+def save(run_dir, parameters=PARAMETERS, ids="000", **more):
+    table = make_table(run_dir / "images", ids)
     found = np.array([[0.9, 0.1], [0.25, 0.75], [1 / 3, 2 / 3]])
     history = pd.DataFrame(
         {"val_balanced_accuracy": [0.75, 0.5], "seconds": [2.0, 3.0]},
@@ -191,7 +191,7 @@ def test_relative_folder_means_the_same_in_every_working_folder(tmp_path, monkey
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="no such permissions here")
 def test_folder_that_cannot_be_written_is_explained(tmp_path):
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(InputError, match="cannot be written .* variable SKIN_RUNS_DIR"):
+    with pytest.raises(InputError, match=r"cannot be written .* variable SKIN_RUNS_DIR"):
         folder.open_run({"RUN_DIR": str(tmp_path / "file/run")})
 
 
@@ -272,3 +272,45 @@ def test_fingerprint_of_the_data_changes_with_labels_split_and_files(tmp_path):
     (tmp_path / "image.jpg").write_bytes(b"other pixels")
     marks.append(folder.fingerprint_data(table))
     assert len(set(marks)) == 4
+
+
+def test_folds_are_joined_and_belong_together(tmp_path):
+    runs = [
+        save(tmp_path / f"FOLD={fold}", {**PARAMETERS, "FOLD": fold}, ids=f"00{fold}")
+        for fold in (0, 1)
+    ]
+    joined = experiments.join_runs(runs, tmp_path / "FOLD=all")
+    assert joined.predictions.part("test").probabilities.tolist() == 2 * [
+        [0.25, 0.75],
+        [1 / 3, 2 / 3],
+    ]
+    assert joined.predictions.table["fold"].tolist() == [0, 0, 0, 1, 1, 1]
+    assert joined.model_paths == tuple(run.model_paths[0] for run in runs)
+    assert joined.metrics["parameters"]["FOLD"] == [0, 1]
+    assert joined.metrics["scores"]["test"]["accuracy"]["value"] == 0.5
+    assert len(joined.history) == 4
+    written = (joined.path / "metrics.json").stat().st_mtime_ns
+    assert experiments.join_runs(runs, joined.path).path == joined.path
+    assert (joined.path / "metrics.json").stat().st_mtime_ns == written
+    other = save(tmp_path / "other", {**PARAMETERS, "FOLD": 1, "IMAGE_WIDTH": 36})
+    with pytest.raises(InputError) as caught:
+        experiments.join_runs([runs[0], other], tmp_path / "new")
+    assert "IMAGE_WIDTH" in str(caught.value)
+    assert "2 test images are in more than one FOLD" in str(caught.value)
+    save(tmp_path / "FOLD=1", {**PARAMETERS, "FOLD": 1}, ids="005")
+    with pytest.raises(InputError, match=r"FOLD=1/metrics\.json differ"):
+        folder.load_run(joined.path)
+
+
+def test_last_finished_run_is_found_unless_another_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIN_RUNS_DIR", str(tmp_path))
+    monkeypatch.delenv("LAST_RUN", raising=False)
+    first, second = save(tmp_path / "grid/first").path, save(tmp_path / "second").path
+    os.utime(first / "metrics.json", (1, 1))
+    assert execution.find_run().path == second
+    assert execution.find_run("runs/grid/first").path == first
+    (second / "model.keras").write_bytes(b"damaged")
+    assert execution.find_run().path == first
+    monkeypatch.setenv("LAST_RUN", str(second))
+    with pytest.raises(InputError, match=r"model\.keras differ"):
+        execution.find_run()
