@@ -1,6 +1,6 @@
-"""Calibration: how far probabilities can be taken at their word, and temperature scaling.
+"""Calibration: how far probabilities can be taken at their word, and what is decided by them.
 
-Works from labels and probabilities alone: a predictions.csv is enough, TensorFlow is not needed.
+Temperature and thresholds are chosen on validation images; the test stays out of every choice.
 """
 
 import numpy as np
@@ -8,199 +8,125 @@ import pandas as pd
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 
-from helpers.runs.folder import Run, RunError, load_run
+from helpers.data.files import InputError
+from helpers.evaluation.predictions import Predictions
+from helpers.evaluation.scores import QUESTIONS, ask, estimate_shares
 
 SMALLEST_PROBABILITY = 1e-12  # what a probability of 0 is taken for: its logarithm must be finite
 TEMPERATURES = (0.05, 20.0)  # lowest and highest that are tried
 DRAWS = 100  # sets of labels for the error by chance
+BINS = 15
+FEWEST_IMAGES = 200  # that a reliability diagram needs
+SENSITIVITIES = (0.90, 0.95)  # wanted of an operating point
+ANSWERED_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
-def fit_temperature(labels: np.ndarray, probabilities: np.ndarray) -> float:
-    """Fit the temperature of temperature scaling: least mean negative log-likelihood.
+def fit_temperature(p: Predictions) -> float:
+    """Fit the temperature T of temperature scaling: least mean negative log-likelihood.
 
     The calibrated probabilities are softmax(log p / T) (Guo, Pleiss, Sun and Weinberger, On
     Calibration of Modern Neural Networks, ICML 2017, section 4.2). T above 1 makes the model less
     sure, below 1 surer; the order of the classes of an image stays. Fit it to the validation part
     only: fitted to the test, it flatters the model.
 
-    Args:
-        labels: int (N,), class indices 0 … K - 1, N at least 1.
-        probabilities: float (N, K), 0 … 1.
-
     Returns:
         T, within `TEMPERATURES`; its lower end where every answer is right and sharper is better.
-
-    Raises:
-        ValueError: labels and probabilities do not belong together.
     """
-    labels, logits = np.asarray(labels), _take_logarithm(probabilities)
-    if not len(labels) or len(labels) != len(logits):
-        raise ValueError(
-            f"labels {labels.shape} and probabilities {logits.shape} do not belong together: wanted"
-            " are (N,) and (N, classes) with N at least 1"
-        )
-    rows = np.arange(len(labels))
+    logits, rows = _take_logarithm(p), np.arange(len(p))
 
     def measure_loss(log_temperature: float) -> float:
-        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, labels].mean()
+        return -log_softmax(logits / np.exp(log_temperature), axis=1)[rows, p.labels].mean()
 
     found = minimize_scalar(measure_loss, bounds=np.log(TEMPERATURES), method="bounded")
     return float(np.exp(found.x))
 
 
-def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """Return the calibrated probabilities (N, K), softmax(log p / temperature).
-
-    Args:
-        probabilities: float (N, K), 0 … 1.
-        temperature: above 0; 1 changes nothing.
-    """
-    return softmax(_take_logarithm(probabilities) / temperature, axis=1)
+def apply_temperature(p: Predictions, temperature: float) -> Predictions:
+    """Return the predictions with softmax(log p / temperature); 1 changes nothing."""
+    return p.with_probabilities(softmax(_take_logarithm(p) / temperature, axis=1))
 
 
-def adjust_prior(labels: np.ndarray, probabilities: np.ndarray, others: np.ndarray) -> np.ndarray:
+def adjust_prior(validation: Predictions, p: Predictions) -> Predictions:
     """Adjust probabilities to classes that are all equally frequent, from validation images.
 
     Calibrated by temperature, divided by how probable the model finds each class on average (the
     prior that it learned, class weights included), and normalised: Saerens, Latinne and
     Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, Neural
     Computation 14, 2002. The most probable class is then the answer with the best balanced
-    accuracy, as that of the calibrated probabilities is the one with the best accuracy (Menon et
-    al., Long-tail learning via logit adjustment, ICLR 2021).
-
-    Args:
-        labels: int (V,), true classes of validation images.
-        probabilities: float (V, K), what the model answered for them.
-        others: float (N, K), what it answered for any images.
-
-    Returns:
-        float (N, K).
+    accuracy (Menon et al., Long-tail learning via logit adjustment, ICLR 2021). A class that does
+    not occur among the validation images is never the answer.
     """
-    temperature = fit_temperature(labels, probabilities)
-    prior = apply_temperature(probabilities, temperature).mean(axis=0)
-    odds = apply_temperature(others, temperature) / np.maximum(prior, SMALLEST_PROBABILITY)
-    return odds / odds.sum(axis=1, keepdims=True)
+    temperature = fit_temperature(validation)
+    prior = apply_temperature(validation, temperature).probabilities.mean(axis=0)
+    occurs = np.isin(np.arange(len(p.classes)), validation.labels)
+    odds = apply_temperature(p, temperature).probabilities
+    odds = occurs * odds / np.maximum(prior, SMALLEST_PROBABILITY)
+    return p.with_probabilities(odds / odds.sum(axis=1, keepdims=True))
 
 
-def calibrate_run(run: Run) -> tuple[pd.DataFrame, tuple[float, ...]]:
+def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
     """Calibrate a run's predictions with temperatures fitted to its validation part.
 
     In an ensemble of folds (predictions with a column `fold`) each fold gets a temperature of its
-    own, from the validation images of that fold. Official test images, which are of no fold, get
-    the mean of the calibrated probabilities of its members.
+    own, from the validation images of that fold.
 
     Args:
-        run: a finished run.
+        run: with `predictions` and `path`.
 
     Returns:
-        The predictions with calibrated columns p_<class>, rows and other columns as they were, and
-        the temperatures in the order of `run.model_paths`: one for a run that is no ensemble.
+        The calibrated predictions, in the same order, and the temperatures in that of the folds.
 
     Raises:
-        RunError: naming the folds that have predictions but no validation images among them.
+        InputError: folds without validation images.
     """
-    predictions = run.predictions.copy()
-    columns = [f"p_{dx}" for dx in run.classes]
-    folds = predictions.get("fold", pd.Series(0, predictions.index))
-    is_validation = predictions["split"] == "val"
-    found = folds.dropna().unique()
-    if unfitted := sorted(set(found) - set(folds[is_validation])):
-        raise RunError(
-            f"{run.path}: no validation images to fit a temperature to"
-            + (f" in fold {', '.join(map(str, unfitted))}" if "fold" in predictions else "")
-            + "; execute the run again with a validation part"
-        )
-    temperatures = []
-    for fold in found:
-        rows = (folds == fold).fillna(False)
-        validation = predictions[rows & is_validation]
-        labels = validation["dx"].map(run.classes.index).to_numpy()
-        temperatures.append(fit_temperature(labels, validation[columns].to_numpy()))
-        predictions.loc[rows, columns] = apply_temperature(
-            predictions.loc[rows, columns].to_numpy(), temperatures[-1]
-        )
-    if folds.isna().any():
-        members = [calibrate_run(load_run(path.parent))[0] for path in run.model_paths]
-        means = pd.concat(members).groupby("image_id")[columns].mean()
-        joined = predictions.loc[folds.isna(), "image_id"]
-        predictions.loc[folds.isna(), columns] = means.loc[joined].to_numpy()
-    return predictions, tuple(temperatures)
+    p = run.predictions
+    folds = p.table.get("fold", pd.Series(0, p.table.index)).to_numpy()
+    is_validation = (p.table["split"] == "val").to_numpy()
+    if unfitted := sorted(set(folds) - set(folds[is_validation])):
+        where = f" in fold {', '.join(map(str, unfitted))}" if "fold" in p.table else ""
+        problem = f"no validation images to fit a temperature to{where}"
+        raise InputError(run.path, [f"{problem}; execute the run again with a validation part"])
+    probabilities, temperatures = p.probabilities.copy(), []
+    for fold in pd.unique(folds):
+        temperatures.append(fit_temperature(p.select((folds == fold) & is_validation)))
+        of_fold = apply_temperature(p.select(folds == fold), temperatures[-1])
+        probabilities[folds == fold] = of_fold.probabilities
+    return p.with_probabilities(probabilities), tuple(temperatures)
 
 
-def bin_reliability(labels: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> pd.DataFrame:
+def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:
     """Make the table behind a reliability diagram: how sure the answers are, how often right.
 
-    The answer of an image is its most probable class, its confidence that probability (Guo et al.
-    2017, section 2). The bins are of equal width, each with its upper edge.
-
-    Args:
-        labels: int (N,), class indices.
-        probabilities: float (N, K), 0 … 1.
-        bins: how many.
+    The confidence of an answer is its probability. Each bin holds as many images as the others.
 
     Returns:
-        A row per bin from 0 to 1: low and high (its edges), count (images), confidence and
-        accuracy (their means, 0 … 1; nan in an empty bin).
+        A row per bin, the least sure answers first: confidence (its mean), and the share of right
+        answers as from `scores.estimate_shares`.
     """
-    confidence = probabilities.max(axis=1)
-    is_right = probabilities.argmax(axis=1) == labels
-    edges = np.linspace(0, 1, bins + 1)
-    number = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, bins - 1)
-    count = np.bincount(number, minlength=bins)
-    with np.errstate(invalid="ignore"):
-        means = {
-            name: np.bincount(number, weights=values, minlength=bins) / count
-            for name, values in {"confidence": confidence, "accuracy": is_right}.items()
-        }
-    return pd.DataFrame({"low": edges[:-1], "high": edges[1:], "count": count, **means})
+    confidence = p.probabilities.max(axis=1)
+    number = np.argsort(np.argsort(confidence, kind="stable")) * bins // len(p)
+    member = number[:, None] == np.arange(min(bins, len(p)))
+    table = estimate_shares((p.answers == p.labels)[:, None], member, p)
+    return table.assign(confidence=pd.Series(confidence).groupby(number).mean())
 
 
-def expected_calibration_error(
-    labels: np.ndarray, probabilities: np.ndarray, bins: int = 15
-) -> float:
-    """Return the mean gap between confidence and accuracy over the bins, weighted by images.
-
-    0 is perfect; of the most probable class alone, equal-width bins (Naeini, Cooper and
-    Hauskrecht, AAAI 2015; Guo et al. 2017, equation 3).
-
-    Args:
-        labels: int (N,), class indices.
-        probabilities: float (N, K), 0 … 1.
-        bins: of equal width.
-    """
-    table = bin_reliability(labels, probabilities, bins)
-    gap = (table["confidence"] - table["accuracy"]).abs()
-    return float((gap * table["count"]).sum() / table["count"].sum())
-
-
-def score_calibration(
-    labels: np.ndarray, probabilities: np.ndarray, seed: int = 0
-) -> dict[str, float]:
+def score_calibration(p: Predictions) -> dict[str, float]:
     """Score how well probabilities are calibrated.
 
-    On few images even a perfect model shows an error: the last figure is the mean error over
-    `DRAWS` sets of labels drawn from the probabilities themselves.
-
-    Args:
-        labels: int (N,), class indices.
-        probabilities: float (N, K), rows sum to 1.
-        seed: of the drawn labels.
-
     Returns:
-        log_loss (nats, 0 is perfect), calibration_error (`expected_calibration_error`, 0 … 1) and
-        error_by_chance.
+        log_loss (nats, 0 is perfect); calibration_error, the mean gap between confidence and share
+        of right answers over bins of equal width (ECE; Guo et al. 2017, equation 3);
+        error_by_chance, its mean over `DRAWS` sets of labels drawn from the probabilities
+        themselves: on few images even a perfect model shows an error.
     """
-    chosen = _take_logarithm(probabilities)[np.arange(len(labels)), labels]
-    edges = probabilities.cumsum(axis=1)[:, :-1]
-    rng = np.random.default_rng(seed)
-    drawn = [
-        expected_calibration_error((rng.random((len(edges), 1)) > edges).sum(axis=1), probabilities)
-        for _ in range(DRAWS)
-    ]
+    chosen = _take_logarithm(p)[np.arange(len(p)), p.labels]
+    edges = p.probabilities.cumsum(axis=1)[:, :-1]
+    rng = np.random.default_rng(p.seed)
+    drawn = [(rng.random((len(p), 1)) > edges).sum(axis=1) for _ in range(DRAWS)]
     return {
         "log_loss": float(-chosen.mean()),
-        "calibration_error": expected_calibration_error(labels, probabilities),
-        "error_by_chance": float(np.mean(drawn)),
+        "calibration_error": _measure_gap(p, p.labels),
+        "error_by_chance": float(np.mean([_measure_gap(p, labels) for labels in drawn])),
     }
 
 
@@ -208,31 +134,152 @@ def choose_threshold(positive: np.ndarray, scores: np.ndarray, sensitivity: floa
     """Choose the highest threshold that reaches a sensitivity; the answer is score >= threshold.
 
     Args:
-        positive: bool (N,), which images have what is looked for; of the validation part, so that
-            the test stays out of the choice.
+        positive: bool (N,), which images have what is looked for, at least one.
         scores: float (N,), higher means more likely.
         sensitivity: wanted share of the positive images that are answered, above 0, at most 1.
 
     Returns:
         The threshold: one of the scores of the positive images.
-
-    Raises:
-        ValueError: no positive image, or a sensitivity out of range.
     """
-    positive = np.asarray(positive, dtype=bool)
-    problems = []
-    if not positive.any():
-        problems.append(
-            f"none of {len(positive)} images is positive: a threshold needs at least one"
+    if not np.any(positive) or not 0 < sensitivity <= 1:
+        raise ValueError(
+            f"{np.sum(positive)} of {len(positive)} images are positive, wanted is at least one; "
+            f"sensitivity is {sensitivity}, wanted is above 0 and at most 1"
         )
-    if not 0 < sensitivity <= 1:
-        problems.append(f"sensitivity is {sensitivity}, wanted is above 0 and at most 1")
-    if problems:
-        raise ValueError("; ".join(problems))
     found = np.sort(np.asarray(scores)[positive])[::-1]
     needed = int(np.ceil(sensitivity * len(found) - 1e-9))  # 0.9 * 10 is 9, whatever the rounding
     return float(found[needed - 1])
 
 
-def _take_logarithm(probabilities: np.ndarray) -> np.ndarray:
-    return np.log(np.clip(np.asarray(probabilities, dtype=float), SMALLEST_PROBABILITY, None))
+def choose_operating_points(validation: Predictions) -> pd.Series:
+    """Choose the thresholds of `QUESTIONS` for `SENSITIVITIES` on the validation part.
+
+    Returns:
+        The threshold, 0 … 1, by question and wanted sensitivity. A question is left out where no
+        validation image has what is looked for: it cannot be asked.
+    """
+    asked = {question: ask(question, validation) for question in QUESTIONS}
+    thresholds = {
+        (question, wanted): choose_threshold(positive, score, wanted)
+        for question, (positive, score) in asked.items()
+        for wanted in SENSITIVITIES
+        if positive.any()
+    }
+    index = pd.MultiIndex.from_tuples(thresholds, names=["question", "wanted"])
+    return pd.Series(thresholds.values(), index, dtype=float, name="threshold")
+
+
+def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFrame:
+    """Judge thresholds that were chosen on other images.
+
+    The interval is that of this very threshold: that another validation part would have led to
+    another one is not in it.
+
+    Args:
+        thresholds: as from `choose_operating_points`, at least one.
+        p: calibrated as those that the thresholds were chosen on.
+
+    Returns:
+        The index (question, wanted, figure) with figure sensitivity or specificity, and the
+        columns of `scores.estimate_shares`.
+    """
+    hits, counted, index = [], [], []
+    for (question, wanted), threshold in thresholds.items():
+        positive, score = ask(question, p)
+        hits += [score >= threshold, score < threshold]
+        counted += [positive, ~positive]
+        index += [(question, wanted, "sensitivity"), (question, wanted, "specificity")]
+    shares = estimate_shares(np.stack(hits, axis=1), np.stack(counted, axis=1), p)
+    shares.index = pd.MultiIndex.from_tuples(index, names=["question", "wanted", "figure"])
+    return shares
+
+
+def count_per_thousand(points: pd.DataFrame, prevalence: float) -> pd.DataFrame:
+    """Count what operating points mean for 1,000 images.
+
+    Args:
+        points: as from `judge_operating_points`.
+        prevalence: share of images that have what is looked for, 0 … 1.
+
+    Returns:
+        The index (question, wanted) and whole images: found, missed, false_alarms and
+        rightly_cleared, 1,000 together; missed_at_worst and false_alarms_at_worst, at the lower
+        ends of the intervals; ppv: the share of the alarms that are right.
+    """
+    value = points["value"].unstack("figure", sort=False)
+    worst = 1 - points["low"].unstack("figure", sort=False)
+    ill = 1000 * prevalence
+    found, alarms = value["sensitivity"] * ill, (1 - value["specificity"]) * (1000 - ill)
+    counts = {
+        "found": found.round(),
+        "missed": round(ill) - found.round(),
+        "false_alarms": alarms.round(),
+        "rightly_cleared": 1000 - round(ill) - alarms.round(),
+        "missed_at_worst": (worst["sensitivity"] * ill).round(),
+        "false_alarms_at_worst": (worst["specificity"] * (1000 - ill)).round(),
+    }
+    return pd.DataFrame(counts).astype("Int64").assign(ppv=found / (found + alarms))
+
+
+def trace_selection(p: Predictions) -> pd.DataFrame:
+    """Trace how right the answers are when only the most confident ones are given.
+
+    Selective prediction with the highest probability as the confidence (Geifman and El-Yaniv,
+    Selective Classification for Deep Neural Networks, NeurIPS 2017).
+
+    Returns:
+        A row per number of answered images, from 1 to N, the most confident first: share (0 … 1),
+        accuracy, balanced_accuracy (mean recall of the classes that are among the answered) and
+        classes (how many those are).
+    """
+    order = np.argsort(-p.probabilities.max(axis=1), kind="stable")
+    truth = np.eye(len(p.classes))[p.labels[order]]
+    is_right = (p.answers == p.labels)[order]
+    images, hits = truth.cumsum(0), (truth * is_right[:, None]).cumsum(0)
+    recall = np.divide(hits, images, out=np.zeros_like(hits), where=images > 0)
+    classes, answered = (images > 0).sum(axis=1), np.arange(1, len(p) + 1)
+    columns = {"share": answered / len(p), "accuracy": hits.sum(axis=1) / answered}
+    columns["balanced_accuracy"] = recall.sum(axis=1) / classes
+    return pd.DataFrame(columns | {"classes": classes})
+
+
+def score_selection(p: Predictions) -> pd.DataFrame:
+    """Read the curve of `trace_selection` at `ANSWERED_SHARES`.
+
+    Returns:
+        A row per answered share: the columns of `scores.estimate_shares` (of the accuracy),
+        balanced_accuracy and classes.
+    """
+    rank = np.argsort(np.argsort(-p.probabilities.max(axis=1), kind="stable"))
+    numbers = np.array([max(1, round(share * len(p))) for share in ANSWERED_SHARES])
+    shares = estimate_shares((p.answers == p.labels)[:, None], rank[:, None] < numbers, p)
+    curve = trace_selection(p).iloc[numbers - 1].reset_index(drop=True)
+    table = shares.join(curve[["balanced_accuracy", "classes"]])
+    return table.set_axis(pd.Index(ANSWERED_SHARES, name="answered"))
+
+
+def find_surest_errors(p: Predictions, images: int = 12) -> pd.DataFrame:
+    """List the images whose wrong answer was the most probable, the surest first.
+
+    Returns:
+        image_id, dx (the truth), answer, probability (of the answer) and probability_of_dx.
+    """
+    table = p.table[["image_id", "dx"]].assign(
+        answer=np.array(p.classes)[p.answers],
+        probability=p.probabilities.max(axis=1),
+        probability_of_dx=p.probabilities[np.arange(len(p)), p.labels],
+    )
+    wrong = table[p.answers != p.labels].sort_values("image_id", kind="stable")
+    return wrong.nlargest(images, "probability", keep="first").reset_index(drop=True)
+
+
+def _measure_gap(p: Predictions, labels: np.ndarray) -> float:
+    """Compute the expected calibration error against labels (N,)."""
+    confidence = p.probabilities.max(axis=1)
+    number = np.ceil(confidence * BINS).astype(int)
+    gap = np.bincount(number, confidence - (p.answers == labels))
+    return float(np.abs(gap).sum() / len(p))
+
+
+def _take_logarithm(p: Predictions) -> np.ndarray:
+    return np.log(np.clip(p.probabilities, SMALLEST_PROBABILITY, None))

@@ -1,13 +1,23 @@
-"""Figures: made from the table, the pixels, a history or predictions; returned, not shown."""
+"""Figures of training and evaluation: each draws values and returns a Figure, not shown."""
 
+import itertools
 from collections.abc import Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import confusion_matrix, roc_curve
+
+from helpers.evaluation import calibration, comparisons, scores
+from helpers.evaluation.predictions import Predictions
+
+DARK, MIDDLE, LIGHT = plt.colormaps["viridis"]([0.1, 0.5, 0.8])  # told apart in grey, too
+DASHED = {"color": "0.5", "linestyle": "--", "linewidth": 1}
+LEGEND = {"frameon": False, "fontsize": 8}
+SHORTEST = 0.05  # share of answered images from which on a selection is drawn
 
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
@@ -55,129 +65,386 @@ def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> 
     return figure
 
 
-def plot_history(history: pd.DataFrame, best_epoch: int) -> Figure:
+def plot_history(history: pd.DataFrame, kept_epoch: int) -> Figure:
     """Draw accuracy and loss of the training and validation parts over the epochs.
 
     Args:
         history: a row per epoch, as in history.csv.
-        best_epoch: the epoch whose weights were kept, marked by a line.
+        kept_epoch: the epoch whose weights were kept, marked by a line.
     """
     figure, axs = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
     lines = (
-        (axs[0], "accuracy", "training accuracy", "C0-"),
-        (axs[0], "val_accuracy", "validation accuracy", "C1-"),
-        (axs[0], "val_balanced_accuracy", "validation balanced accuracy", "C1:"),
-        (axs[1], "loss", "training loss", "C0-"),
-        (axs[1], "val_loss", "validation loss", "C1-"),
+        (axs[0], "accuracy", "training accuracy", MIDDLE, "-"),
+        (axs[0], "val_accuracy", "validation accuracy", DARK, "-"),
+        (axs[0], "val_balanced_accuracy", "validation balanced accuracy", DARK, ":"),
+        (axs[1], "loss", "training loss", MIDDLE, "-"),
+        (axs[1], "val_loss", "validation loss", DARK, "-"),
     )
-    for axis, column, label, style in lines:
-        axis.plot(history.index, history[column], style, label=label)
-    for axis, name in zip(axs, ("Accuracy", "Loss"), strict=True):
-        axis.axvline(best_epoch, color="0.6", linestyle="--", linewidth=1, label="kept epoch")
-        axis.set(title=name, xlabel="epoch")
-        axis.xaxis.get_major_locator().set_params(integer=True)
-        axis.legend(frameon=False, fontsize=8)
-    axs[0].set_ylim(0, 1)
-    axs[1].set_ylim(bottom=0)
+    for axes, column, label, color, style in lines:
+        axes.plot(history.index, history[column], style, color=color, label=label)
+    for axes, name in zip(axs, ("Accuracy", "Loss"), strict=True):
+        axes.axvline(kept_epoch, **DASHED, label="kept epoch")
+        axes.set(title=name, xlabel="epoch", ylim=(0, 1 if name == "Accuracy" else None))
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(**LEGEND)
     sns.despine(figure)
     return figure
 
 
-def plot_confusion(labels: np.ndarray, predicted: np.ndarray, classes: Sequence[str]) -> Figure:
-    """Draw the confusion matrix: counts, and per cent of the row, by which it is coloured.
-
-    Args:
-        labels: int (N,), true classes.
-        predicted: int (N,), answers.
-        classes: K class codes.
-    """
-    counts = confusion_matrix(labels, predicted, labels=range(len(classes)))
+def plot_confusion(p: Predictions) -> Figure:
+    """Draw the confusion matrix: counts, and per cent of the row, by which it is coloured."""
+    counts = confusion_matrix(p.labels, p.answers, labels=range(len(p.classes)))
     images = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, images, out=np.zeros(counts.shape), where=images > 0)
-    text = np.array(
-        [f"{n}\n{p:.0f} %" if n else "0" for n, p in zip(counts.flat, share.flat, strict=True)]
-    )
+    text = [f"{n}\n{s:.0f} %" if n else "0" for n, s in zip(counts.flat, share.flat, strict=True)]
     figure, axes = plt.subplots(figsize=(7, 5.6), layout="constrained")
     sns.heatmap(
         share,
-        annot=text.reshape(counts.shape),
+        annot=np.reshape(text, counts.shape),
         fmt="",
         cmap="Blues",
         vmin=0,
         vmax=100,
-        xticklabels=classes,
-        yticklabels=[f"{c} ({n})" for c, n in zip(classes, images[:, 0], strict=True)],
+        xticklabels=p.classes,
+        yticklabels=[f"{dx} ({n})" for dx, n in zip(p.classes, images[:, 0], strict=True)],
         cbar_kws={"label": "% of the true class"},
         annot_kws={"size": 8},
         ax=axes,
     )
-    axes.set(xlabel="predicted class", ylabel="true class (images)")
+    axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class (images)")
     axes.tick_params(axis="y", rotation=0)
     return figure
 
 
-def plot_batch(
-    pixels: np.ndarray, labels: np.ndarray, classes: Sequence[str], images: int = 12
-) -> Figure:
-    """Draw the first images of a batch with their classes.
+def plot_answers(pixels: np.ndarray, p: Predictions, images: int = 18) -> Figure:
+    """Draw images with true class, answer and its probability; a cross marks an error.
 
     Args:
-        pixels: uint8 (N, height, width, 3).
-        labels: int (N,), indices into `classes`.
-        classes: K class codes.
-        images: how many to draw at most.
+        pixels: uint8 (N, height, width, 3), in the order of the predictions.
+        p: N predictions.
+        images: how many; one of each class that occurs, the rest at random by its seed.
     """
-    chosen = range(min(images, len(labels)))
-    figure, axs = _make_grid(len(chosen), pixels.shape[1] / pixels.shape[2])
-    for axes, i in zip(axs, chosen, strict=False):
-        axes.imshow(pixels[i])
-        axes.set_title(classes[labels[i]], fontsize=8)
-    return figure
-
-
-def plot_predictions(
-    pixels: np.ndarray,
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    classes: Sequence[str],
-    images: int = 18,
-    seed: int = 0,
-) -> Figure:
-    """Draw images with true class, predicted class and its probability; errors in red.
-
-    Args:
-        pixels: uint8 (N, height, width, 3).
-        labels: int (N,), true classes.
-        probabilities: float (N, K).
-        classes: K class codes.
-        images: how many to draw; one of each class that occurs, the rest at random.
-        seed: of the choice.
-    """
-    order = np.random.default_rng(seed).permutation(len(labels))
-    first = [order[labels[order] == k][0] for k in np.unique(labels)]
+    order = np.random.default_rng(p.seed).permutation(len(p))
+    first = [order[p.labels[order] == k][0] for k in np.unique(p.labels)]
     chosen = np.concatenate([first, order[~np.isin(order, first)]])[:images]
-    figure, axs = _make_grid(len(chosen), pixels.shape[1] / pixels.shape[2])
-    for axes, i in zip(axs, chosen, strict=False):
-        answer, surety = probabilities[i].argmax(), probabilities[i].max()
-        axes.imshow(pixels[i])
-        axes.set_title(
-            f"true {classes[labels[i]]}\npredicted {classes[answer]} {surety:.2f}",
-            fontsize=8,
-            color="black" if answer == labels[i] else "firebrick",
-        )
-    return figure
+    panels = []
+    for i in chosen:
+        sign = "✓" if p.answers[i] == p.labels[i] else "✗"
+        answer = f"{sign} {p.classes[p.answers[i]]} {p.probabilities[i].max():.2f}"
+        panels.append((f"true {p.classes[p.labels[i]]}\n{answer}", pixels[i]))
+    return plot_panels(panels, title="Answers with their probability (✗: wrong)")
 
 
-def _make_grid(images: int, aspect: float, columns: int = 6) -> tuple[Figure, np.ndarray]:
-    """Make bare axes for a number of images of height / width `aspect`."""
-    rows = -(-images // columns)
+def plot_panels(
+    panels: Sequence[tuple[str, np.ndarray | None]], columns: int = 6, title: str = ""
+) -> Figure:
+    """Draw pictures with a title each, row by row.
+
+    Args:
+        panels: title and uint8 (height, width, 3) of any size; None leaves the place empty.
+        columns: pictures per row.
+        title: of the figure.
+    """
+    rows = -(-len(panels) // columns)
+    shapes = [picture.shape[0] / picture.shape[1] for _, picture in panels if picture is not None]
+    height = rows * (max(shapes, default=0.75) * 10 / columns + 0.45) + 0.3
     figure, axs = plt.subplots(
-        rows,
-        columns,
-        figsize=(1.25 * columns, rows * (1.25 * aspect + 0.5)),
-        layout="constrained",
-        squeeze=False,
+        rows, columns, figsize=(10, height), layout="constrained", squeeze=False
     )
     for axes in axs.flat:
         axes.axis("off")
-    return figure, axs.ravel()
+    for axes, (name, picture) in zip(axs.flat, panels, strict=False):
+        axes.set_title(name, fontsize=8, color="0.4" if "✗" in name else "black")
+        axes.imshow(np.full((3, 4, 3), 245, np.uint8) if picture is None else picture)
+    figure.suptitle(title)
+    return figure
+
+
+def plot_reliability(before: Predictions, after: Predictions) -> Figure:
+    """Draw the reliability diagram before and after temperature scaling."""
+    figure, axes = plt.subplots(figsize=(5.4, 5), layout="constrained")
+    _draw_reliability(axes, before, after)
+    sns.despine(figure)
+    return figure
+
+
+def plot_roc(p: Predictions, by_class: pd.DataFrame) -> Figure:
+    """Draw the ROC curve of each class that occurs, in a small picture each.
+
+    Args:
+        p: predictions.
+        by_class: as from `scores.judge_classes`, for the areas in the titles.
+    """
+    codes = list(by_class.index.unique("dx"))
+    columns = min(4, len(codes))
+    rows = -(-len(codes) // columns)
+    figure, axs = plt.subplots(
+        rows, columns, figsize=(2.6 * columns, 2.7 * rows), layout="constrained",
+        sharex=True, sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes in axs.flat[len(codes) :]:
+        axes.axis("off")
+    for axes, dx in zip(axs.flat, codes, strict=False):
+        k = p.classes.index(dx)
+        _draw_roc(axes, p.labels == k, p.probabilities[:, k])
+        axes.set_title(f"{dx}, AUC {scores.write_share(by_class['value'][dx, 'auc'])}", fontsize=10)
+    figure.supxlabel("1 - specificity", fontsize=9)
+    figure.supylabel("sensitivity", fontsize=9)
+    figure.suptitle("ROC curve of each class against the others (dashed: chance)")
+    sns.despine(figure)
+    return figure
+
+
+def plot_operating_points(
+    p: Predictions, points: pd.DataFrame, before: Predictions | None = None
+) -> Figure:
+    """Draw the ROC curve of each question with its operating points and their intervals.
+
+    Args:
+        p: calibrated predictions.
+        points: as from `calibration.judge_operating_points`.
+        before: not yet calibrated; adds their reliability diagram, for a judgement at a glance.
+    """
+    questions = list(points.index.unique("question"))
+    panels = len(questions) + (before is not None)
+    figure, axs = plt.subplots(
+        1, panels, figsize=(4.8 * panels, 4.8), layout="constrained", squeeze=False
+    )
+    if before is not None:
+        _draw_reliability(axs[0, 0], before, p)
+    for axes, question in zip(axs[0, panels - len(questions) :], questions, strict=True):
+        _draw_roc(axes, *scores.ask(question, p))
+        of_question = points.loc[question].groupby(level="wanted")
+        for color, marker, (wanted, pair) in zip((DARK, MIDDLE), "os", of_question, strict=True):
+            y, x = pair.xs((wanted, "sensitivity")), pair.xs((wanted, "specificity"))
+            axes.errorbar(
+                1 - x["value"],
+                y["value"],
+                xerr=_measure_reach(1 - x["value"], 1 - x["high"], 1 - x["low"]),
+                yerr=_measure_reach(y["value"], y["low"], y["high"]),
+                fmt=marker,
+                color=color,
+                label=f"chosen for {wanted:.2f}: sensitivity {y['value']:.2f}, "
+                f"specificity {x['value']:.2f}",
+            )
+        axes.set(title=f"Operating points for {question}")
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+        axes.legend(**LEGEND, loc="lower right")
+    sns.despine(figure)
+    return figure
+
+
+def plot_selection(p: Predictions) -> Figure:
+    """Draw accuracy and balanced accuracy against the share of images that are answered.
+
+    Dotted where some class has no answered image left: the mean is then over fewer classes.
+    """
+    curve = calibration.trace_selection(p).query("share >= @SHORTEST")
+    is_whole = curve["classes"] == curve["classes"].iloc[-1]
+    balanced, share = curve["balanced_accuracy"], curve["share"]
+    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    axes.plot(share, curve["accuracy"], color=DARK, label="accuracy")
+    axes.plot(share, balanced.where(is_whole), color=MIDDLE, label="balanced accuracy")
+    few = "the same, over fewer classes"
+    axes.plot(share, balanced.mask(is_whole), ":", color=MIDDLE, label=few)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="share of the images that are answered")
+    axes.set(ylabel="of the answered images", title="The most confident answers first")
+    axes.legend(**LEGEND, loc="lower right")
+    sns.despine(figure)
+    return figure
+
+
+def plot_groups(by_group: pd.DataFrame) -> Figure:
+    """Draw the scores of the groups with intervals; groups of too few lesions are left out.
+
+    Args:
+        by_group: as from `scores.score_groups`.
+    """
+    table = by_group["value"].where(by_group["low"].notna()).unstack("figure", sort=False)
+    names = list(table.index[table["accuracy"].notna()])
+    figures = [figure for figure in table if figure != "baseline"]
+    y = -np.arange(len(names))
+    figure, axs = plt.subplots(
+        1, len(figures), figsize=(4 * len(figures), 1.6 + 0.24 * len(names)), layout="constrained",
+        sharey=True, squeeze=False,
+    )  # fmt: skip
+    for axes, name in zip(axs[0], figures, strict=True):
+        rows = by_group.xs(name, level="figure").loc[names]
+        rows = rows.where(rows["low"].notna())
+        reach = _measure_reach(rows["value"], rows["low"], rows["high"])
+        axes.errorbar(rows["value"], y, xerr=reach, fmt="o", color=DARK, markersize=4)
+        axes.axvline(rows["value"].iloc[0], **DASHED)
+        title = name if name == "accuracy" else f"{name}, malignant or not"
+        axes.set(xlim=(0, 1.02), title=title)
+    axs[0, 0].plot(table.loc[names, "baseline"], y, "|", color="0.4", markersize=9)
+    axs[0, 0].set_xlabel("grey mark: always its commonest class")
+    labels = ["all" if a == "all" else f"{a}: {value}" for a, value in names]
+    axs[0, 0].set(yticks=y, yticklabels=labels, ylim=(y[-1] - 0.7, 0.7))
+    sns.despine(figure)
+    return figure
+
+
+def plot_learning_curves(runs: Sequence, settings: pd.Series) -> Figure:
+    """Overlay the learning curves of runs: a thin line each, a thick one for a setting's mean.
+
+    Args:
+        runs: finished runs.
+        settings: as from `comparisons.name_settings`, of the same runs.
+    """
+    names = settings.unique()
+    figure, axs = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    for axes, name in zip(axs, ("accuracy", "balanced_accuracy", "loss"), strict=True):
+        for setting, color in zip(names, sns.color_palette("viridis", len(names)), strict=True):
+            of_setting = [run for run in runs if settings[run.path.name] == setting]
+            curves = pd.concat([run.history[f"val_{name}"] for run in of_setting], axis=1)
+            axes.plot(curves.index, curves, color=color, linewidth=0.6, alpha=0.5)
+            axes.plot(curves.index, curves.mean(axis=1), color=color, linewidth=2, label=setting)
+        axes.set(title="validation " + name.replace("_", " "), xlabel="epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    axs[2].set_ylim(top=1.1 * np.nanmedian([run.history["val_loss"].max() for run in runs]))
+    axs[0].legend(**LEGEND)
+    sns.despine(figure)
+    return figure
+
+
+def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
+    """Draw each pair's difference as a dot, and the mean with its 95 % interval.
+
+    Args:
+        pairs: as from `comparisons.pair_runs`.
+        name: the parameter that differs, for the title.
+    """
+    means = comparisons.compare_pairs(pairs)
+    rows = list(itertools.product(pairs["value"].unique(), comparisons.PARTS.items()))
+    y = -np.arange(len(rows))
+    figure, axs = plt.subplots(
+        1, len(comparisons.SCORES), figsize=(13, 2 + 0.4 * len(rows)), sharey=True,
+        layout="constrained",
+    )  # fmt: skip
+    for axes, score in zip(axs, comparisons.SCORES, strict=True):
+        text = score.replace("_", " ")
+        for position, (value, (part, told)) in zip(y, rows, strict=True):
+            dots = pairs.loc[pairs["value"] == value, f"{part}_{score}"]
+            axes.plot(dots, np.full(len(dots), position - 0.2), "o", color="0.6", markersize=4)
+            row = means.loc[(value, told, text)]
+            axes.plot([row["low"], row["high"]], [position] * 2, color=DARK, linewidth=2)
+            axes.plot(row["mean"], position, "D", color=DARK)
+        axes.axvline(0, **DASHED)
+        axes.set(title=text.replace("adjusted ", "adjusted\n"), xlabel="difference")
+    labels = [f"{value}, {told}" for value, (_, told) in rows]
+    axs[0].set(yticks=y, yticklabels=labels, ylim=(y[-1] - 0.6, 0.5))
+    figure.suptitle(f"{name} against {pairs['against'].iloc[0]} (a dot per pair of runs)")
+    sns.despine(figure)
+    return figure
+
+
+def plot_cost(table: pd.DataFrame, settings: pd.Series) -> Figure:
+    """Draw the test's balanced accuracy and AUC of each run against its training seconds.
+
+    Args:
+        table: as from `comparisons.tabulate_runs`.
+        settings: as from `comparisons.name_settings`.
+    """
+    figure, axs = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    for axes, score in zip(axs, ("balanced_accuracy", "auc"), strict=True):
+        sns.scatterplot(
+            x=table["seconds"], y=table[f"test_{score}"], hue=settings, style=settings,
+            palette="viridis", ax=axes, legend=score == "auc",
+        )  # fmt: skip
+        axes.set(title="test " + score.replace("_", " "), xlabel="training, seconds", ylabel="")
+    axs[1].legend(**LEGEND)
+    sns.despine(figure)
+    return figure
+
+
+def plot_cascade(correlations: pd.DataFrame) -> Figure:
+    """Draw how heat maps change while layer after layer forgets what it learned.
+
+    Args:
+        correlations: a row per image, a column per number of layers that forgot; rank
+            correlations with the map of the trained net, nan where a map is constant.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    steps, low, high = correlations.columns, *correlations.quantile([0.25, 0.75]).to_numpy()
+    axes.fill_between(steps, low, high, color=LIGHT, alpha=0.5, label="middle half of the images")
+    axes.plot(steps, correlations.mean(), "o-", color=DARK, label="mean")
+    axes.axhline(0, **DASHED, label="unrelated maps")
+    axes.set(xlabel="layers with weights that forgot, counted from the output", xticks=steps)
+    axes.set(ylabel="rank correlation", ylim=(-1, 1.05), title="Maps of a net that forgets")
+    axes.legend(**LEGEND)
+    sns.despine(figure)
+    return figure
+
+
+def plot_agreement(agreement: pd.DataFrame) -> Figure:
+    """Draw rank correlations between two kinds of heat maps, a box per column.
+
+    Args:
+        agreement: a row per image; columns hold rank correlations, -1 … 1 or nan.
+    """
+    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    sns.boxplot(agreement, orient="h", width=0.5, color=DARK, fill=False, ax=axes)
+    sns.stripplot(agreement, orient="h", color=MIDDLE, alpha=0.5, size=3, ax=axes)
+    axes.axvline(0, **DASHED)
+    axes.set(title="Do two methods agree?", xlabel="rank correlation", xlim=(-1.05, 1.05))
+    sns.despine(figure)
+    return figure
+
+
+def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
+    """Draw the heat's mean share of each area by true class, right and wrong answers apart.
+
+    Args:
+        shares: a row per image: dx, right (bool) and a column per area, 0 … 1 or nan.
+        uniform: for each area the share of heat that is the same everywhere, a dashed line.
+    """
+    figure, axs = plt.subplots(
+        1, len(uniform), figsize=(10, 3.4), sharey=True, layout="constrained", squeeze=False
+    )
+    order = sorted(shares["dx"].unique())
+    for axes, area in zip(axs[0], uniform, strict=True):
+        for right, shift, color, marker in ((True, -0.15, DARK, "o"), (False, 0.15, MIDDLE, "x")):
+            part = shares[shares["right"] == right].groupby("dx")[area]
+            means, errors = (values.reindex(order) for values in (part.mean(), part.sem()))
+            label = "right answers" if right else "wrong answers"
+            axes.errorbar(np.arange(len(order)) + shift, means, 1.96 * errors, fmt=marker,
+                          color=color, markersize=4, label=label)  # fmt: skip
+        axes.axhline(uniform[area], **DASHED, label="uniform heat")
+        axes.set(title=area, xticks=range(len(order)), xticklabels=order, ylim=(0, 1))
+        axes.tick_params(axis="x", rotation=45)
+    axs[0, 0].set_ylabel("mean share of the heat")
+    axs[0, -1].legend(**LEGEND)
+    sns.despine(figure)
+    return figure
+
+
+def _draw_reliability(axes: Axes, before: Predictions, after: Predictions) -> None:
+    """Draw a reliability diagram with intervals, or say that there are too few images."""
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="confidence", ylabel="accuracy")
+    axes.set_title("Reliability of the answers")
+    if len(after) < calibration.FEWEST_IMAGES:
+        text = f"not drawn: {len(after)} images,\nat least {calibration.FEWEST_IMAGES} are needed"
+        axes.text(0.5, 0.5, text, ha="center", va="center")
+        return
+    axes.plot([0, 1], [0, 1], **DASHED, label="perfect")
+    styles = ((LIGHT, "s", "before", before), (DARK, "o", "after temperature scaling", after))
+    for color, marker, name, p in styles:
+        table = calibration.bin_reliability(p)
+        label = f"{name}, ECE {calibration.score_calibration(p)['calibration_error']:.3f}"
+        reach = _measure_reach(table["value"], table["low"], table["high"])
+        axes.errorbar(table["confidence"], table["value"], reach, fmt=f"{marker}-", color=color,
+                      markersize=4, linewidth=1, label=label)  # fmt: skip
+    axes.legend(**LEGEND, loc="upper left")
+
+
+def _draw_roc(axes: Axes, positive: np.ndarray, score: np.ndarray) -> None:
+    """Draw a ROC curve and the diagonal, alone where there is no curve."""
+    axes.plot([0, 1], [0, 1], **DASHED)
+    if 0 < positive.sum() < len(positive):
+        axes.plot(*roc_curve(positive, score)[:2], color="0.2")
+    axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
+
+
+def _measure_reach(value, low, high) -> np.ndarray:
+    """Return the lengths (2, N) of error bars."""
+    return np.array([np.atleast_1d(value - low), np.atleast_1d(high - value)])
