@@ -1,3 +1,3 @@
 """The training: what stands around `model.fit`."""
 
-from helpers.training import batches, fit, optimizers
+from helpers.training import batches, fit, layers, optimizers
