@@ -222,17 +222,20 @@ def _write_table(table: pd.DataFrame | pd.Series) -> str:
     if isinstance(table, pd.Series):
         table = table.map(str).to_frame()
     if {"value", "low", "high"} <= set(table.columns):
-        counts = [name for name in ("images", "lesions") if name in table]
         told = scores.write_intervals(table).rename("value")
         if "figure" in table.index.names:
             others = [name for name in table.index.names if name != "figure"]
-            of_all = table.groupby(others, sort=False)[counts].first()
-            told = of_all.join(told.unstack("figure", sort=False))
+            counts = table[["images", "lesions"]].groupby(level=others, sort=False).first()
+            told = counts.join(told.unstack("figure", sort=False))
         table = pd.DataFrame(told)
     table = table.reset_index()
     rows = [
         [scores.write_share(cell) if isinstance(cell, float) else str(cell) for cell in row]
         for row in table.to_numpy(dtype=object)
     ]
-    lines = [list(map(str, table.columns)), ["---"] * table.shape[1], *rows]
+    lines = [
+        ["" if name == "index" else name for name in table.columns],
+        ["---"] * table.shape[1],
+        *rows,
+    ]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -13,16 +13,14 @@ from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
 from types import ModuleType
-from typing import TYPE_CHECKING
 
 import pandas as pd
 from filelock import FileLock, Timeout
 
 from helpers.data import sample
 from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
-
-if TYPE_CHECKING:  # the evaluation's modules import this one
-    from helpers.evaluation.predictions import Predictions
+from helpers.evaluation.predictions import Predictions, read_predictions
+from helpers.evaluation.scores import score_majority
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
 METRICS, HISTORY, PREDICTIONS, MODEL = (
@@ -69,7 +67,7 @@ class Run:
     path: Path
     metrics: dict
     history: pd.DataFrame
-    predictions: "Predictions"
+    predictions: Predictions
     model_paths: tuple[Path, ...]
 
     @property
@@ -180,7 +178,7 @@ def save_run(
     model,
     table: pd.DataFrame,
     history: pd.DataFrame,
-    predictions: "Predictions",
+    predictions: Predictions,
     scores: dict,
     more: dict | None = None,
 ) -> Run:
@@ -198,9 +196,6 @@ def save_run(
             best validation balanced accuracy was kept) and "data" are joined to those sections,
             `Predictions` are written to a file: "image_only" to predictions_image_only.csv.
     """
-    from helpers.evaluation.predictions import Predictions
-    from helpers.evaluation.scores import score_majority
-
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
     layers = sys.modules.get("helpers.training.layers")
@@ -277,8 +272,6 @@ def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
     With `image_only`, the predictions of a model that takes age, sex and site too are those that
     it makes without them.
     """
-    from helpers.evaluation.predictions import read_predictions
-
     run_dir = resolve_run(run_dir)
     remedy = f"execute a training notebook with RUN_DIR = {str(run_dir)!r}; it goes on if it can"
     try:

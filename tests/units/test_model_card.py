@@ -1,127 +1,129 @@
-"""The model card: front matter that parses, figures that are the judgement's, loud where drawn."""
-
-from dataclasses import replace
+"""The model card: front matter that parses, the judgement's own scores, loud where drawn."""
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
 
-from helpers.data import reading as dataset
-from helpers.evaluation import calibration, judgement, scores, subgroups
-from helpers.runs import folder as runs
-from helpers.runs import model_card
+from helpers.data.metadata import CLASSES
+from helpers.data.sample import FIRST_ID
+from helpers.evaluation import calibration, scores
+from helpers.evaluation.predictions import Predictions
+from helpers.runs import export
+from helpers.runs.folder import Run
 
-CLASSES = list(dataset.CLASSES)
 
-
-@pytest.fixture
-def run(tmp_path):
+def make_run(tmp_path, first=24306, **parameters):
     rng = np.random.default_rng(0)
     labels = np.tile(np.arange(7), 40)
     probabilities = rng.dirichlet(np.ones(7), 280)
     probabilities[np.arange(280), labels] += 0.4
     probabilities /= probabilities.sum(1, keepdims=True)
+    lesions = [f"HAM_{i:07}" for i in range(280)]
     table = pd.DataFrame(
         {
-            "image_id": [f"ISIC_{24306 + i:07}" for i in range(280)],
-            "lesion_id": [f"HAM_{i:07}" for i in range(280)],
-            "group": [f"HAM_{i:07}" for i in range(280)],
+            "image_id": [f"ISIC_{first + i:07}" for i in range(280)],
+            "lesion_id": lesions,
+            "group": lesions,
             "split": np.where(np.arange(280) < 140, "val", "test"),
             "dx": np.array(CLASSES)[labels],
+            "sex": np.where(np.arange(280) < 270, "male", "female"),
         }
-    )
-    known = pd.DataFrame(probabilities, columns=[f"p_{dx}" for dx in CLASSES])
+    ).join(pd.DataFrame(probabilities, columns=[f"p_{dx}" for dx in CLASSES]))
+    size = {"DATA_DIR": "data/my images", "RUN_DIR": "runs/x", "IMAGE_HEIGHT": 28}
     metrics = {
         "classes": CLASSES,
-        "parameters": {
-            "DATA_DIR": "data/my images",
-            "TEST_DIR": "",
-            "RUN_DIR": "runs/x",
-            "IMAGE_HEIGHT": 28,
-            "IMAGE_WIDTH": 36,
-            "BATCH_NORM": True,
-        },
+        "parameters": {**size, "IMAGE_WIDTH": 36, **parameters},
         "data": {"images": 1400, "lesions": 1200, "fingerprint": "0123456789abcdef"},
         "training": {"model_parameters": 672_007},
+        "code": {"Skin_Cancer_Detection.ipynb": "0123"},
         "versions": {"python": "3.12.0", "keras": "3.15.1"},
     }
     folder = tmp_path / "my_run"
-    folder.mkdir()
-    return runs.Run(folder, metrics, pd.DataFrame(), table.join(known), (folder / "model.keras",))
+    folder.mkdir(exist_ok=True)
+    predictions = Predictions(table, CLASSES, resamples=100)
+    return Run(folder, metrics, pd.DataFrame(), predictions, (folder / "model.keras",))
 
 
-def write_card(run, part="test", by_group=None):
-    labels, probabilities, groups = run.part(part)
-    predictions, temperatures = calibration.calibrate_run(run)
-    known, scored, _ = replace(run, predictions=predictions).part("val")
-    thresholds = judgement.choose_operating_points(known, scored, CLASSES)
-    points = judgement.judge_operating_points(
-        thresholds, labels, probabilities, groups, CLASSES, 100
+def judge(run, part="test"):
+    p, calibrated = run.predictions.part(part), calibration.calibrate_run(run)[0]
+    points = calibration.judge_operating_points(
+        calibration.choose_operating_points(calibrated.part("val")), calibrated.part(part)
     )
-    figures = {
-        "overall": scores.score_with_intervals(labels, probabilities, groups, 100),
-        "by_class": judgement.judge_classes(labels, probabilities, groups, CLASSES, 100),
-        "calibration": pd.DataFrame(
-            {name: calibration.score_calibration(labels, probabilities) for name in ("a", "b")}
-        ).T,
+    errors = {"before": calibration.score_calibration(p), "after": {"log_loss": 0.125}}
+    return {
+        "part": part,
+        "overall": scores.score_with_intervals(p),
+        "by_class": scores.judge_classes(p),
+        "calibration": pd.DataFrame(errors).T,
+        "temperatures": (1.25,),
         "points": points,
-        "per_thousand": judgement.count_per_thousand(points, 0.02),
+        "per_thousand": calibration.count_per_thousand(points, 0.02),
+        "prevalence": 0.02,
+        "by_group": None,
     }
-    path = model_card.write_model_card(
-        run, part, temperatures=temperatures, prevalence=0.02, by_group=by_group, **figures
-    )
-    return path.read_text(encoding="utf-8"), figures
 
 
-def test_training_on_the_validation_part_is_said(run):
-    assert "Trained twice" not in write_card(run)[0]
-    run.metrics["parameters"]["REFIT"] = True
-    assert "Trained twice" in write_card(run)[0]
+def write_card(run, **changes):
+    judgement = judge(run) | changes
+    return export.write_model_card(run, judgement).read_text(encoding="utf-8"), judgement
 
 
-def parse_front_matter(text):
-    empty, front, _ = text.split("---\n", 2)
-    assert empty == ""
-    return yaml.safe_load(front)
+def read_front_matter(text):
+    return yaml.safe_load(text.split("---\n")[1])
 
 
-def test_front_matter_is_what_hubs_read(run):
-    text, figures = write_card(run)
-    front = parse_front_matter(text)
+def read_table(text, heading, number=0):
+    """Read the numbered table under a heading: rows of cells, the first one the names."""
+    section = text.split(f"## {heading}\n")[1].split("\n## ")[0]
+    blocks = [block for block in section.split("\n\n") if block.strip().startswith("|")]
+    lines = blocks[number].strip().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert len({len(row) for row in rows}) == 1
+    return [rows[0], *rows[2:]]
+
+
+def test_front_matter_holds_the_scores_that_hubs_read(tmp_path):
+    text, judgement = write_card(make_run(tmp_path))
+    front = read_front_matter(text)
     assert front["license"] == "cc-by-nc-4.0"
-    assert front["library_name"] == "keras"
-    assert front["pipeline_tag"] == "image-classification"
-    (entry,) = front["model-index"]
-    (result,) = entry["results"]
-    assert entry["name"] == "my_run"
+    (result,) = front["model-index"][0]["results"]
     assert result["dataset"] == {"type": "ham10000", "name": "HAM10000", "split": "test"}
     values = {metric["type"]: metric["value"] for metric in result["metrics"]}
-    overall = figures["overall"]["value"]
+    overall = judgement["overall"]["value"]
     assert values["accuracy"] == pytest.approx(overall["accuracy"], abs=1e-4)
     assert values["roc_auc"] == pytest.approx(overall["auc"], abs=1e-4)
     assert front["metrics"] == list(values)
 
 
-def test_score_that_is_not_defined_is_left_out(run):
-    overall = pd.DataFrame({"value": {"accuracy": 0.5, "auc": np.nan}})
-    front = model_card.make_front_matter(run, "test", overall)
-    (metric,) = front["model-index"][0]["results"][0]["metrics"]
+def test_score_that_is_not_defined_is_left_out_of_the_front_matter(tmp_path):
+    overall = pd.DataFrame({"value": [0.5, np.nan], "low": 0.25, "high": 0.75}, ["accuracy", "auc"])
+    text, _ = write_card(make_run(tmp_path), overall=overall)
+    (metric,) = read_front_matter(text)["model-index"][0]["results"][0]["metrics"]
     assert metric == {"type": "accuracy", "name": "accuracy", "value": 0.5}
 
 
-def test_figures_stand_with_their_intervals(run):
-    text, figures = write_card(run)
-    by_class = judgement.write_intervals(figures["by_class"])
-    assert f"| {by_class['mel', 'sensitivity']} | {by_class['mel', 'specificity']} |" in text
-    told = judgement.write_intervals(figures["points"])
-    assert told["malignant", 0.95, "specificity"] in text
-    assert "for 1,000 images of which 20 have what is looked for" in " ".join(text.split())
+def test_scores_stand_with_their_intervals(tmp_path):
+    text, judgement = write_card(make_run(tmp_path))
+    names, *rows = read_table(text, "Metrics", 1)
+    by_class = scores.write_intervals(judgement["by_class"])
+    row = dict(zip(names, next(row for row in rows if row[0] == "mel"), strict=True))
+    assert row["sensitivity"] == by_class["mel", "sensitivity"]
+    assert row["auc"] == by_class["mel", "auc"]
+    assert (row["images"], row["lesions"]) == ("20", "20")
+    assert ["after", ".125", "-", "-"] in read_table(text, "Calibration")
+    names, *rows = read_table(text, "Operating points")
+    told = scores.write_intervals(judgement["points"])
+    wanted = judgement["points"].index[0][1]
+    assert dict(zip(names, rows[0], strict=True))["specificity"] in told.to_list()
+    assert rows[0][1] == f"{wanted:.3f}".removeprefix("0")
+    assert "for 1,000 images of which 20 have what is looked for" in text
     assert "140 images of 140 lesions" in text
+    assert "T = 1.250" in text
 
 
-def test_sections_are_the_customary_ones(run):
-    text, _ = write_card(run)
+def test_sections_are_the_customary_ones(tmp_path):
+    text, _ = write_card(make_run(tmp_path))
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         "# my_run",
         "## Model details",
@@ -135,60 +137,49 @@ def test_sections_are_the_customary_ones(run):
         "## How to reproduce",
     ]
     assert text.count("This is not a medical device.") == 1
-    assert "DRAWN" not in text
+    assert "\n\n\n" not in text
 
 
-def test_tables_have_as_many_cells_in_every_row(run):
-    text, _ = write_card(run)
-    for block in text.split("\n\n"):
-        if block.startswith("|"):
-            assert len({line.count("|") for line in block.splitlines()}) == 1, block
-
-
-def test_run_can_be_made_again(run):
-    text, _ = write_card(run)
-    command = "python -m helpers.runs.execution Skin_Cancer_Detection.ipynb runs/my_run"
-    assert f"{command} -p DATA_DIR 'data/my images' -p IMAGE_HEIGHT 28 -p IMAGE_WIDTH 36" in text
+def test_run_can_be_made_again(tmp_path):
+    text, _ = write_card(make_run(tmp_path))
+    command = "python -m helpers run Skin_Cancer_Detection.ipynb runs/my_run"
+    assert f"{command} -p DATA_DIR 'data/my images' -p IMAGE_HEIGHT 28 -p IMAGE_WIDTH 36\n" in text
     assert "`0123456789abcdef`" in text
-    assert "| keras | 3.15.1 |" in text
+    assert ["keras", "3.15.1"] in read_table(text, "How to reproduce", 1)
 
 
-def test_drawn_sample_is_called_drawn_loudly(run):
-    numbers = [f"ISIC_{9_000_000 + i}" for i in range(len(run.predictions))]
-    drawn = replace(run, predictions=run.predictions.assign(image_id=numbers))
-    text, _ = write_card(drawn)
-    front = parse_front_matter(text)
-    assert front["license"] == "mit"
-    assert "drawn-images" in front["tags"]
+def test_drawn_images_are_called_drawn_loudly(tmp_path):
+    assert "DRAWN" not in write_card(make_run(tmp_path))[0]
+    text, _ = write_card(make_run(tmp_path, first=FIRST_ID))
+    assert read_front_matter(text)["license"] == "mit"
+    assert "drawn-images" in read_front_matter(text)["tags"]
     assert "**TRAINED AND JUDGED ON DRAWN IMAGES.**" in text
     assert "CC BY-NC" not in text
 
 
-def test_groups_are_told_or_said_to_be_missing(run):
+def test_groups_and_patients_fields_are_told_or_said_to_be_missing(tmp_path):
+    run = make_run(tmp_path)
     text, _ = write_card(run)
-    assert "Not judged: the metadata of the run's data were not found." in text
-    labels, probabilities, groups = run.part("test")
-    sex = pd.DataFrame({"sex": ["male"] * 130 + ["female"] * 10})
-    by_group = subgroups.score_subgroups(sex, labels, probabilities, groups, CLASSES, 0.5, 100)
+    assert "Not judged: nothing is known of the patients." in text
+    assert "age, sex and site" not in text
+    run.metrics["parameters"]["USE_METADATA"] = True
+    by_group = scores.score_groups(run.predictions.part("test"), 0.5)
     text, _ = write_card(run, by_group=by_group)
-    assert "1 of 2 groups are too small altogether" in text
-    assert "| sex | female | 10 | 10 | too few | too few | too few | too few |" in text
+    assert "takes age, sex and site, each of which may be missing" in text
+    names, *rows = read_table(text, "Limits by group")
+    row = dict(zip(names, next(row for row in rows if row[1] == "male"), strict=True))
+    assert row["images"] == "130"
+    assert row["accuracy"] == scores.write_intervals(by_group)["sex", "male", "accuracy"]
 
 
-def test_card_is_replaced_in_one_step(run, monkeypatch):
-    old, _ = write_card(run)
+def test_card_is_replaced_in_one_step(tmp_path, monkeypatch):
+    run = make_run(tmp_path)
+    old, judgement = write_card(run)
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(model_card.Path, "replace", fail)
+    monkeypatch.setattr("pathlib.Path.replace", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_card(run)
-    assert [path.name for path in run.path.iterdir()] == [model_card.CARD]
-    assert (run.path / model_card.CARD).read_text(encoding="utf-8") == old
-
-
-def test_card_says_that_metadata_are_taken(run):
-    assert "age, sex and site" not in write_card(run)[0]
-    run.metrics["parameters"]["USE_METADATA"] = True
-    assert "takes age, sex and site, each of which may be missing" in write_card(run)[0]
+        export.write_model_card(run, judgement)
+    assert [path.read_text(encoding="utf-8") for path in run.path.iterdir()] == [old]
