@@ -10,7 +10,7 @@ import nbformat
 import nbval_streams  # noqa: F401 - the same environment as in the comparison
 from nbclient import NotebookClient
 
-from helpers.data.files import replace_file
+from helpers.data.files import PROJECT, replace_file
 
 
 def refresh_notebook(path: Path) -> None:
@@ -20,8 +20,12 @@ def refresh_notebook(path: Path) -> None:
         book, timeout=None, record_timing=False, resources={"metadata": {"path": str(path.parent)}}
     ).execute()
     for cell in book.cells:
-        if cell.cell_type == "code":  # start-up lines and progress bars are of this machine
+        if cell.cell_type == "code":  # start-up lines, progress bars and paths are of this machine
             cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr"]
+            for output in cell.outputs:
+                for text in (output, output.get("data", {})):
+                    for key in {"text", "text/plain", "text/markdown"} & set(text):
+                        text[key] = text[key].replace(f"{PROJECT}/", "")
     book.metadata.pop("widgets", None)
     book.metadata["language_info"] = {"name": "python"}
     replace_file(path, lambda partial: nbformat.write(book, partial))
