@@ -14,12 +14,7 @@ import pandas as pd
 from helpers.data.files import name_some, raise_problems, replace_file
 from helpers.data.reading import CLASSES
 from helpers.evaluation.predictions import Predictions
-from helpers.evaluation.scores import (
-    average_defined,
-    estimate_scores,
-    score_ranking,
-    trace_ranking,
-)
+from helpers.evaluation.scores import estimate_scores, score_ranking, trace_ranking
 
 # The columns of a submission. Not the project's order: go by name (MEL is mel), never by position.
 COLUMNS = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -123,8 +118,9 @@ def _score(p: Predictions, weights: np.ndarray) -> np.ndarray:
     answer = highest & (highest.sum(axis=1, keepdims=True) == 1)
     with np.errstate(invalid="ignore"):
         recall = (weights @ (truth * answer)) / (weights @ truth)  # nan: the class does not occur
-    mean = [average_defined(figures[:, :, k]) for k in range(len(FIGURES))]
-    return np.c_[average_defined(recall), figures.reshape(len(weights), -1), np.stack(mean, 1)]
+    means = [pd.DataFrame(figures[:, :, k]).mean(axis=1) for k in range(len(FIGURES))]
+    balanced = pd.DataFrame(recall).mean(axis=1)  # leaves nan out
+    return np.c_[balanced, figures.reshape(len(weights), -1), np.stack(means, axis=1)]
 
 
 def _score_answers(truth: np.ndarray, answer: np.ndarray, weights: np.ndarray) -> np.ndarray:

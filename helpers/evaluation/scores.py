@@ -11,7 +11,6 @@ from itertools import pairwise
 
 import numpy as np
 import pandas as pd
-from scipy.optimize import brentq
 from scipy.stats import t as student
 from sklearn.metrics import precision_recall_fscore_support
 
@@ -38,8 +37,8 @@ GROUP_FIGURES = ("accuracy", "baseline", "sensitivity", "specificity")
 def score_predictions(p: Predictions) -> dict[str, float]:
     """Compute accuracy, balanced accuracy, macro F1 and one-vs-rest AUC.
 
-    Balanced accuracy is the mean recall, macro F1 the mean F1 and AUC the unweighted mean of
-    the one-vs-rest areas, each over the classes that occur; equal to scikit-learn's.
+    The last three are unweighted means over the classes that occur, balanced accuracy that of the
+    recall; all equal scikit-learn's.
 
     Returns:
         A dict with the keys of SCORES, each 0 … 1; AUC is nan where only one class occurs.
@@ -105,7 +104,7 @@ def judge_classes(p: Predictions) -> pd.DataFrame:
     Returns:
         The index (dx, figure) and the columns of `estimate_shares`; images and lesions are those
         behind the figure: of the class for sensitivity, auc and average_precision, so answered for
-        ppv. A figure that is not defined is nan.
+        ppv. A figure that is not defined is nan; a ranking without error has no interval.
     """
     _check(p)
     known = np.unique(p.labels)
@@ -119,15 +118,10 @@ def judge_classes(p: Predictions) -> pd.DataFrame:
     ranked = estimate_scores(
         lambda weights: np.hstack(list(_score_rankings(p, weights)[:, known].transpose(2, 0, 1))), p
     )
-    is_one = np.isclose(ranked["value"], 1)
-    ranked.loc[is_one, ["low", "high"]] = np.nan  # no draw can differ
-    for k in np.flatnonzero(is_one[: len(known)]):
-        positive, negative = (len(np.unique(p.groups[truth[:, k] == x])) for x in (True, False))
-        ranked.loc[k, ["low", "high"]] = bound_perfect_auc(positive, negative), 1
-    of_rank = slice(4 * len(known), None)
-    few = table["lesions"].to_numpy()[of_rank] < FEWEST
-    ranked.loc[few, ["low", "high"]] = np.nan
-    table.iloc[of_rank, 2:] = ranked[["value", "low", "high"]]
+    of_ranks = slice(4 * len(known), None)
+    few = table["lesions"].to_numpy()[of_ranks] < FEWEST
+    ranked.loc[few | np.isclose(ranked["value"], 1), ["low", "high"]] = np.nan
+    table.iloc[of_ranks, 2:] = ranked
     return table.swaplevel().loc[[(dx, name) for dx in codes for name in names]]
 
 
@@ -157,23 +151,23 @@ def score_groups(p: Predictions, threshold: float) -> pd.DataFrame:
     for name, values in _group_images(p).items():
         members |= {(name, value): (values == value).to_numpy() for value in _order(values)}
     positive, score = ask("malignant", p)
-    everything = np.ones(len(p), dtype=bool)
-    whole = [everything, everything, positive, ~positive]
-    figures = GROUP_FIGURES if np.isfinite(threshold) else GROUP_FIGURES[:2]
-    hits, counted, others = [], [], []
+    is_any = np.ones(len(p), dtype=bool)
+    names = GROUP_FIGURES if np.isfinite(threshold) else GROUP_FIGURES[:2]
+    hits, whole = [], np.stack([is_any, is_any, positive, ~positive][: len(names)], axis=1)
     for member in members.values():
         is_commonest = p.labels == np.bincount(p.labels[member]).argmax()
         flags = [p.answers == p.labels, is_commonest, score >= threshold, score < threshold]
-        hits += flags[: len(figures)]
-        counted += [member & each for each in whole[: len(figures)]]
-        others += [~member & each for each in whole[: len(figures)]]
-    table, rest = (estimate_shares(np.stack(hits, 1), np.stack(x, 1), p) for x in (counted, others))
+        hits += flags[: len(names)]
+    inside = np.repeat(np.stack(list(members.values()), axis=1), len(names), axis=1)
+    whole = np.tile(whole, len(members))
+    table, rest = (
+        estimate_shares(np.stack(hits, axis=1), whole & each, p) for each in (inside, ~inside)
+    )
     table["difference"] = table["value"] - rest["value"]
-    reach = {end: (table[end] - table["value"]) ** 2 for end in ("low", "high")}
-    rest_reach = {end: (rest[end] - rest["value"]) ** 2 for end in ("low", "high")}
-    table["difference_low"] = table["difference"] - np.sqrt(reach["low"] + rest_reach["high"])
-    table["difference_high"] = table["difference"] + np.sqrt(reach["high"] + rest_reach["low"])
-    index = [(*names, figure) for names in members for figure in figures]
+    for sign, end, other in ((-1, "low", "high"), (1, "high", "low")):
+        reach = np.hypot(table[end] - table["value"], rest[other] - rest["value"])
+        table[f"difference_{end}"] = table["difference"] + sign * reach
+    index = [(*group, name) for group in members for name in names]
     table.index = pd.MultiIndex.from_tuples(index, names=["attribute", "value", "figure"])
     return table
 
@@ -202,7 +196,7 @@ def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd
         value = right.sum(0) / images
         variance = ((right - size * value) ** 2).sum(0) / images**2 * lesions / (lesions - 1)
         lowest = images**2 / (size**2).sum(0)
-        number = np.fmax(np.fmin(value * (1 - value) / variance, images), lowest)
+        number = np.fmax(np.minimum(value * (1 - value) / variance, images), lowest)
         q = student.ppf(TAILS[1], lesions - 1) ** 2 / number
         centre, half = value + q / 2, np.sqrt(q * (value * (1 - value) + q / 4))
         low, high = (centre - half) / (1 + q), (centre + half) / (1 + q)
@@ -227,26 +221,6 @@ def estimate_scores(score: Callable[[np.ndarray], np.ndarray], p: Predictions) -
         drawn = np.concatenate([score(weights) for weights in draw_lesions(p)])
         table[["low", "high"]] = pd.DataFrame(drawn).quantile(TAILS).to_numpy().T
     return table
-
-
-def bound_perfect_auc(positive: int, negative: int) -> float:
-    """Return the lower end of the 95 % interval of an area of 1 under the ROC curve.
-
-    Where the sample is separated wholly, no draw of it can differ: Newcombe, Confidence intervals
-    for an effect size measure based on the Mann-Whitney statistic, Statistics in Medicine 25:559,
-    2006, method 5.
-
-    Args:
-        positive: independent cases, such as lesions of a class.
-        negative: other ones.
-    """
-    more = (positive + negative) / 2 - 1
-
-    def miss(area: float) -> float:
-        spread = 1 + more * (1 - area) / (2 - area) + more * area / (1 + area)
-        return (1 - area) ** 2 - 1.96**2 * area * (1 - area) * spread / (positive * negative)
-
-    return float(brentq(miss, 0, 1 - 1e-9))
 
 
 def draw_lesions(p: Predictions) -> Iterator[np.ndarray]:
@@ -303,33 +277,21 @@ def score_ranking(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         middle = (hits[:, 1:] + hits[:, :-1]) / 2
         auc = (np.diff(alarms) * middle).sum(1) / (hits[:, -1] * alarms[:, -1])
-        precision = np.divide(
-            level, level + alarms[:, 1:], out=np.zeros_like(level), where=level > 0
-        )
+        precision = np.nan_to_num(level / (level + alarms[:, 1:]))
         return np.stack([auc, (gain * precision).sum(1) / hits[:, -1]], axis=1)
-
-
-def average_defined(values: np.ndarray) -> np.ndarray:
-    """Average (B, K) over what is not nan of each row; nan where nothing is."""
-    defined = ~np.isnan(values)
-    with np.errstate(invalid="ignore"):
-        return np.where(defined, values, 0).sum(1) / defined.sum(1)
 
 
 def write_intervals(table: pd.DataFrame) -> pd.Series:
     """Write value, low and high as text: `.739 [.711, .767]`, `.500 (too few lesions)`, `-`."""
-    few = table.get("lesions", pd.Series(0, table.index)) < FEWEST
-    texts = []
-    for (value, low, high), is_few in zip(
-        table[["value", "low", "high"]].itertuples(index=False), few, strict=True
-    ):
-        text = write_share(value)
-        if not np.isnan(low):
-            text += f" [{write_share(low)}, {write_share(high)}]"
-        elif not np.isnan(value):
-            text += " (too few lesions)" if is_few else " (no interval)"
-        texts.append(text)
-    return pd.Series(texts, index=table.index, dtype=object)
+
+    def write(row: pd.Series) -> str:
+        if np.isnan(row["value"]):
+            return "-"
+        text, low, high = map(write_share, row[["value", "low", "high"]])
+        why = "too few lesions" if row.get("lesions", 0) < FEWEST else "no interval"
+        return f"{text} ({why})" if np.isnan(row["low"]) else f"{text} [{low}, {high}]"
+
+    return table.apply(write, axis=1).astype(object)
 
 
 def write_share(share: float) -> str:
@@ -339,23 +301,19 @@ def write_share(share: float) -> str:
 
 def _check(p: Predictions) -> None:
     """Raise a ValueError for predictions that cannot be scored."""
-    if not len(p):
-        raise ValueError("no images to score: choose a part that the run has")
-    if strange := int((p.labels < 0).sum()):
+    if not len(p) or (p.labels < 0).any():
+        strange = int((p.labels < 0).sum())
         raise ValueError(
-            f"{strange} of {len(p)} images are of no class of the model: leave them out"
+            f"of {len(p)} images {strange} are of no class of the model: wanted is none"
         )
-    broken = int((~np.isfinite(p.probabilities)).any(axis=1).sum())
-    if broken:
-        raise ValueError(
-            f"{broken} of {len(p)} rows of probabilities hold nan or infinity: the training "
-            "diverged; lower LEARNING_RATE"
-        )
+    if broken := int((~np.isfinite(p.probabilities)).any(axis=1).sum()):
+        problem = f"{broken} of {len(p)} rows of probabilities hold nan or infinity"
+        raise ValueError(f"{problem}: the training diverged; lower LEARNING_RATE")
 
 
 def _score(p: Predictions, weights: np.ndarray) -> np.ndarray:
     """Compute SCORES under B sets of image weights (B, N) at once; returns (B, 4)."""
-    auc = average_defined(_score_rankings(p, weights)[:, :, 0])
+    auc = pd.DataFrame(_score_rankings(p, weights)[:, :, 0]).mean(axis=1)  # without nan
     return np.c_[_score_answers(p, weights), auc]
 
 
@@ -366,8 +324,8 @@ def _score_answers(p: Predictions, weights: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore", divide="ignore"):
         recall = hits / true  # nan for a class that does not occur
         f1 = np.where(true > 0, 2 * hits / (true + answered), np.nan)
-    accuracy = hits.sum(1) / weights.sum(1)
-    return np.stack([accuracy, average_defined(recall), average_defined(f1)], axis=1)
+    means = [pd.DataFrame(each).mean(axis=1) for each in (recall, f1)]
+    return np.stack([hits.sum(1) / weights.sum(1), *means], axis=1)
 
 
 def _score_rankings(p: Predictions, weights: np.ndarray) -> np.ndarray:
@@ -392,6 +350,7 @@ def _group_images(p: Predictions) -> pd.DataFrame:
 
 def _order(values: pd.Series) -> list[str]:
     """Order the values of an attribute: ages by age, others by count; unknown last."""
-    counts = values.value_counts().sort_index(key=lambda names: ~names.str.startswith("under"))
-    order = counts.index if values.name == "age" else counts.sort_values(ascending=False).index
-    return sorted(order, key=lambda name: name == "unknown")
+    if values.name == "age":
+        return sorted(values.unique(), key=lambda x: (x == "unknown", x[:5] != "under", x))
+    counts = values.value_counts()
+    return sorted(counts.index, key=lambda x: (x == "unknown", -counts[x], x))

@@ -65,14 +65,20 @@ def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> 
     return figure
 
 
-def plot_history(history: pd.DataFrame, kept_epoch: int) -> Figure:
-    """Draw accuracy and loss of the training and validation parts over the epochs.
+def _make_axes(
+    rows: int, columns: int, width: float, height: float, **options
+) -> tuple[Figure, np.ndarray]:
+    """Make a figure of that size in inches, and its axes row by row."""
+    figure, axs = plt.subplots(
+        rows, columns, figsize=(width, height), layout="constrained", squeeze=False, **options
+    )
+    sns.despine(figure)
+    return figure, axs.ravel()
 
-    Args:
-        history: a row per epoch, as in history.csv.
-        kept_epoch: the epoch whose weights were kept, marked by a line.
-    """
-    figure, axs = plt.subplots(1, 2, figsize=(10, 3.8), layout="constrained")
+
+def plot_history(history: pd.DataFrame, kept_epoch: int) -> Figure:
+    """Draw accuracy and loss over the epochs of history.csv; a line marks the kept epoch."""
+    figure, axs = _make_axes(1, 2, 10, 3.8)
     lines = (
         (axs[0], "accuracy", "training accuracy", MIDDLE, "-"),
         (axs[0], "val_accuracy", "validation accuracy", DARK, "-"),
@@ -87,7 +93,6 @@ def plot_history(history: pd.DataFrame, kept_epoch: int) -> Figure:
         axes.set(title=name, xlabel="epoch", ylim=(0, 1 if name == "Accuracy" else None))
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(**LEGEND)
-    sns.despine(figure)
     return figure
 
 
@@ -97,7 +102,7 @@ def plot_confusion(p: Predictions) -> Figure:
     images = counts.sum(axis=1, keepdims=True)
     share = np.divide(100 * counts, images, out=np.zeros(counts.shape), where=images > 0)
     text = [f"{n}\n{s:.0f} %" if n else "0" for n, s in zip(counts.flat, share.flat, strict=True)]
-    figure, axes = plt.subplots(figsize=(7, 5.6), layout="constrained")
+    figure, (axes,) = _make_axes(1, 1, 7, 5.6)
     sns.heatmap(
         share,
         annot=np.reshape(text, counts.shape),
@@ -120,9 +125,9 @@ def plot_answers(pixels: np.ndarray, p: Predictions, images: int = 18) -> Figure
     """Draw images with true class, answer and its probability; a cross marks an error.
 
     Args:
-        pixels: uint8 (N, height, width, 3), in the order of the predictions.
-        p: N predictions.
-        images: how many; one of each class that occurs, the rest at random by its seed.
+        pixels: uint8 (N, height, width, 3), in the order of the N predictions.
+        p: predictions; its seed chooses.
+        images: how many; one of each class that occurs, the rest at random.
     """
     order = np.random.default_rng(p.seed).permutation(len(p))
     first = [order[p.labels[order] == k][0] for k in np.unique(p.labels)]
@@ -148,12 +153,10 @@ def plot_panels(
     rows = -(-len(panels) // columns)
     shapes = [picture.shape[0] / picture.shape[1] for _, picture in panels if picture is not None]
     height = rows * (max(shapes, default=0.75) * 10 / columns + 0.45) + 0.3
-    figure, axs = plt.subplots(
-        rows, columns, figsize=(10, height), layout="constrained", squeeze=False
-    )
-    for axes in axs.flat:
+    figure, axs = _make_axes(rows, columns, 10, height)
+    for axes in axs:
         axes.axis("off")
-    for axes, (name, picture) in zip(axs.flat, panels, strict=False):
+    for axes, (name, picture) in zip(axs, panels, strict=False):
         axes.set_title(name, fontsize=8, color="0.4" if "✗" in name else "black")
         axes.imshow(np.full((3, 4, 3), 245, np.uint8) if picture is None else picture)
     figure.suptitle(title)
@@ -162,36 +165,26 @@ def plot_panels(
 
 def plot_reliability(before: Predictions, after: Predictions) -> Figure:
     """Draw the reliability diagram before and after temperature scaling."""
-    figure, axes = plt.subplots(figsize=(5.4, 5), layout="constrained")
+    figure, (axes,) = _make_axes(1, 1, 5.4, 5)
     _draw_reliability(axes, before, after)
-    sns.despine(figure)
     return figure
 
 
 def plot_roc(p: Predictions, by_class: pd.DataFrame) -> Figure:
-    """Draw the ROC curve of each class that occurs, in a small picture each.
-
-    Args:
-        p: predictions.
-        by_class: as from `scores.judge_classes`, for the areas in the titles.
-    """
+    """Draw a small ROC curve of each class in `by_class`, as from `scores.judge_classes`."""
     codes = list(by_class.index.unique("dx"))
     columns = min(4, len(codes))
     rows = -(-len(codes) // columns)
-    figure, axs = plt.subplots(
-        rows, columns, figsize=(2.6 * columns, 2.7 * rows), layout="constrained",
-        sharex=True, sharey=True, squeeze=False,
-    )  # fmt: skip
-    for axes in axs.flat[len(codes) :]:
+    figure, axs = _make_axes(rows, columns, 2.6 * columns, 2.7 * rows, sharex=True, sharey=True)
+    for axes in axs[len(codes) :]:
         axes.axis("off")
-    for axes, dx in zip(axs.flat, codes, strict=False):
+    for axes, dx in zip(axs, codes, strict=False):
         k = p.classes.index(dx)
         _draw_roc(axes, p.labels == k, p.probabilities[:, k])
         axes.set_title(f"{dx}, AUC {scores.write_share(by_class['value'][dx, 'auc'])}", fontsize=10)
-    figure.supxlabel("1 - specificity", fontsize=9)
-    figure.supylabel("sensitivity", fontsize=9)
+    figure.supxlabel("1 - specificity")
+    figure.supylabel("sensitivity")
     figure.suptitle("ROC curve of each class against the others (dashed: chance)")
-    sns.despine(figure)
     return figure
 
 
@@ -207,30 +200,26 @@ def plot_operating_points(
     """
     questions = list(points.index.unique("question"))
     panels = len(questions) + (before is not None)
-    figure, axs = plt.subplots(
-        1, panels, figsize=(4.8 * panels, 4.8), layout="constrained", squeeze=False
-    )
+    figure, axs = _make_axes(1, panels, 4.8 * panels, 4.8)
     if before is not None:
-        _draw_reliability(axs[0, 0], before, p)
-    for axes, question in zip(axs[0, panels - len(questions) :], questions, strict=True):
+        _draw_reliability(axs[0], before, p)
+    for axes, question in zip(axs[panels - len(questions) :], questions, strict=True):
         _draw_roc(axes, *scores.ask(question, p))
-        of_question = points.loc[question].groupby(level="wanted")
-        for color, marker, (wanted, pair) in zip((DARK, MIDDLE), "os", of_question, strict=True):
-            y, x = pair.xs((wanted, "sensitivity")), pair.xs((wanted, "specificity"))
-            axes.errorbar(
-                1 - x["value"],
-                y["value"],
-                xerr=_measure_reach(1 - x["value"], 1 - x["high"], 1 - x["low"]),
-                yerr=_measure_reach(y["value"], y["low"], y["high"]),
-                fmt=marker,
-                color=color,
-                label=f"chosen for {wanted:.2f}: sensitivity {y['value']:.2f}, "
-                f"specificity {x['value']:.2f}",
+        y, x = (
+            points.xs((question, name), level=(0, 2)) for name in ("sensitivity", "specificity")
+        )
+        right, up = _measure_reach(x)[::-1], _measure_reach(y)
+        for i, (wanted, color, marker) in enumerate(
+            zip(y.index, (DARK, MIDDLE), "os", strict=True)
+        ):
+            value = 1 - x["value"].iloc[i], y["value"].iloc[i]
+            label = (
+                f"{wanted:.2f} wanted: sensitivity {value[1]:.2f}, specificity {1 - value[0]:.2f}"
             )
-        axes.set(title=f"Operating points for {question}")
-        axes.set(xlabel="1 - specificity", ylabel="sensitivity")
+            axes.errorbar(*value, up[:, [i]], right[:, [i]], marker, color=color, label=label)
+        axes.set(title=f"Operating points: {question}", xlabel="1 - specificity")
+        axes.set_ylabel("sensitivity")
         axes.legend(**LEGEND, loc="lower right")
-    sns.despine(figure)
     return figure
 
 
@@ -242,57 +231,48 @@ def plot_selection(p: Predictions) -> Figure:
     curve = calibration.trace_selection(p).query("share >= @SHORTEST")
     is_whole = curve["classes"] == curve["classes"].iloc[-1]
     balanced, share = curve["balanced_accuracy"], curve["share"]
-    figure, axes = plt.subplots(figsize=(7.5, 4), layout="constrained")
+    figure, (axes,) = _make_axes(1, 1, 7.5, 4)
     axes.plot(share, curve["accuracy"], color=DARK, label="accuracy")
     axes.plot(share, balanced.where(is_whole), color=MIDDLE, label="balanced accuracy")
-    few = "the same, over fewer classes"
-    axes.plot(share, balanced.mask(is_whole), ":", color=MIDDLE, label=few)
+    axes.plot(share, balanced.mask(is_whole), ":", color=MIDDLE, label="over fewer classes")
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="share of the images that are answered")
     axes.set(ylabel="of the answered images", title="The most confident answers first")
     axes.legend(**LEGEND, loc="lower right")
-    sns.despine(figure)
     return figure
 
 
 def plot_groups(by_group: pd.DataFrame) -> Figure:
-    """Draw the scores of the groups with intervals; groups of too few lesions are left out.
-
-    Args:
-        by_group: as from `scores.score_groups`.
-    """
+    """Draw the table of `scores.score_groups`, without the groups of too few lesions."""
     table = by_group["value"].where(by_group["low"].notna()).unstack("figure", sort=False)
     names = list(table.index[table["accuracy"].notna()])
     figures = [figure for figure in table if figure != "baseline"]
     y = -np.arange(len(names))
-    figure, axs = plt.subplots(
-        1, len(figures), figsize=(4 * len(figures), 1.6 + 0.24 * len(names)), layout="constrained",
-        sharey=True, squeeze=False,
-    )  # fmt: skip
-    for axes, name in zip(axs[0], figures, strict=True):
+    height = 1.6 + 0.24 * len(names)
+    figure, axs = _make_axes(1, len(figures), 4 * len(figures), height, sharey=True)
+    for axes, name in zip(axs, figures, strict=True):
         rows = by_group.xs(name, level="figure").loc[names]
         rows = rows.where(rows["low"].notna())
-        reach = _measure_reach(rows["value"], rows["low"], rows["high"])
+        reach = _measure_reach(rows)
         axes.errorbar(rows["value"], y, xerr=reach, fmt="o", color=DARK, markersize=4)
         axes.axvline(rows["value"].iloc[0], **DASHED)
         title = name if name == "accuracy" else f"{name}, malignant or not"
         axes.set(xlim=(0, 1.02), title=title)
-    axs[0, 0].plot(table.loc[names, "baseline"], y, "|", color="0.4", markersize=9)
-    axs[0, 0].set_xlabel("grey mark: always its commonest class")
+    axs[0].plot(table.loc[names, "baseline"], y, "|", color="0.4", markersize=9)
+    axs[0].set_xlabel("grey mark: always its commonest class")
     labels = ["all" if a == "all" else f"{a}: {value}" for a, value in names]
-    axs[0, 0].set(yticks=y, yticklabels=labels, ylim=(y[-1] - 0.7, 0.7))
-    sns.despine(figure)
+    axs[0].set(yticks=y, yticklabels=labels, ylim=(y[-1] - 0.7, 0.7))
     return figure
 
 
 def plot_learning_curves(runs: Sequence, settings: pd.Series) -> Figure:
-    """Overlay the learning curves of runs: a thin line each, a thick one for a setting's mean.
+    """Overlay learning curves: a thin line per run, a thick one for the mean of a setting.
 
     Args:
         runs: finished runs.
         settings: as from `comparisons.name_settings`, of the same runs.
     """
     names = settings.unique()
-    figure, axs = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    figure, axs = _make_axes(1, 3, 12, 3.8)
     for axes, name in zip(axs, ("accuracy", "balanced_accuracy", "loss"), strict=True):
         for setting, color in zip(names, sns.color_palette("viridis", len(names)), strict=True):
             of_setting = [run for run in runs if settings[run.path.name] == setting]
@@ -303,24 +283,16 @@ def plot_learning_curves(runs: Sequence, settings: pd.Series) -> Figure:
         axes.xaxis.get_major_locator().set_params(integer=True)
     axs[2].set_ylim(top=1.1 * np.nanmedian([run.history["val_loss"].max() for run in runs]))
     axs[0].legend(**LEGEND)
-    sns.despine(figure)
     return figure
 
 
 def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
-    """Draw each pair's difference as a dot, and the mean with its 95 % interval.
-
-    Args:
-        pairs: as from `comparisons.pair_runs`.
-        name: the parameter that differs, for the title.
-    """
+    """Draw the differences of `comparisons.pair_runs` in a parameter, and their means."""
     means = comparisons.compare_pairs(pairs)
     rows = list(itertools.product(pairs["value"].unique(), comparisons.PARTS.items()))
     y = -np.arange(len(rows))
-    figure, axs = plt.subplots(
-        1, len(comparisons.SCORES), figsize=(13, 2 + 0.4 * len(rows)), sharey=True,
-        layout="constrained",
-    )  # fmt: skip
+    height = 2 + 0.4 * len(rows)
+    figure, axs = _make_axes(1, len(comparisons.SCORES), 13, height, sharey=True)
     for axes, score in zip(axs, comparisons.SCORES, strict=True):
         text = score.replace("_", " ")
         for position, (value, (part, told)) in zip(y, rows, strict=True):
@@ -334,18 +306,12 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
     labels = [f"{value}, {told}" for value, (_, told) in rows]
     axs[0].set(yticks=y, yticklabels=labels, ylim=(y[-1] - 0.6, 0.5))
     figure.suptitle(f"{name} against {pairs['against'].iloc[0]} (a dot per pair of runs)")
-    sns.despine(figure)
     return figure
 
 
 def plot_cost(table: pd.DataFrame, settings: pd.Series) -> Figure:
-    """Draw the test's balanced accuracy and AUC of each run against its training seconds.
-
-    Args:
-        table: as from `comparisons.tabulate_runs`.
-        settings: as from `comparisons.name_settings`.
-    """
-    figure, axs = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    """Draw the test scores of `comparisons.tabulate_runs` against the seconds of training."""
+    figure, axs = _make_axes(1, 2, 9, 3.6)
     for axes, score in zip(axs, ("balanced_accuracy", "auc"), strict=True):
         sns.scatterplot(
             x=table["seconds"], y=table[f"test_{score}"], hue=settings, style=settings,
@@ -353,7 +319,6 @@ def plot_cost(table: pd.DataFrame, settings: pd.Series) -> Figure:
         )  # fmt: skip
         axes.set(title="test " + score.replace("_", " "), xlabel="training, seconds", ylabel="")
     axs[1].legend(**LEGEND)
-    sns.despine(figure)
     return figure
 
 
@@ -361,10 +326,10 @@ def plot_cascade(correlations: pd.DataFrame) -> Figure:
     """Draw how heat maps change while layer after layer forgets what it learned.
 
     Args:
-        correlations: a row per image, a column per number of layers that forgot; rank
-            correlations with the map of the trained net, nan where a map is constant.
+        correlations: rank correlations with the map of the trained net, a row per image, a column
+            per number of layers that forgot.
     """
-    figure, axes = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    figure, (axes,) = _make_axes(1, 1, 8, 3.2)
     steps, low, high = correlations.columns, *correlations.quantile([0.25, 0.75]).to_numpy()
     axes.fill_between(steps, low, high, color=LIGHT, alpha=0.5, label="middle half of the images")
     axes.plot(steps, correlations.mean(), "o-", color=DARK, label="mean")
@@ -372,22 +337,16 @@ def plot_cascade(correlations: pd.DataFrame) -> Figure:
     axes.set(xlabel="layers with weights that forgot, counted from the output", xticks=steps)
     axes.set(ylabel="rank correlation", ylim=(-1, 1.05), title="Maps of a net that forgets")
     axes.legend(**LEGEND)
-    sns.despine(figure)
     return figure
 
 
 def plot_agreement(agreement: pd.DataFrame) -> Figure:
-    """Draw rank correlations between two kinds of heat maps, a box per column.
-
-    Args:
-        agreement: a row per image; columns hold rank correlations, -1 … 1 or nan.
-    """
-    figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
+    """Draw rank correlations between two kinds of heat maps, a row per image, a box per column."""
+    figure, (axes,) = _make_axes(1, 1, 7, 2.6)
     sns.boxplot(agreement, orient="h", width=0.5, color=DARK, fill=False, ax=axes)
     sns.stripplot(agreement, orient="h", color=MIDDLE, alpha=0.5, size=3, ax=axes)
     axes.axvline(0, **DASHED)
     axes.set(title="Do two methods agree?", xlabel="rank correlation", xlim=(-1.05, 1.05))
-    sns.despine(figure)
     return figure
 
 
@@ -398,11 +357,9 @@ def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
         shares: a row per image: dx, right (bool) and a column per area, 0 … 1 or nan.
         uniform: for each area the share of heat that is the same everywhere, a dashed line.
     """
-    figure, axs = plt.subplots(
-        1, len(uniform), figsize=(10, 3.4), sharey=True, layout="constrained", squeeze=False
-    )
+    figure, axs = _make_axes(1, len(uniform), 10, 3.4, sharey=True)
     order = sorted(shares["dx"].unique())
-    for axes, area in zip(axs[0], uniform, strict=True):
+    for axes, area in zip(axs, uniform, strict=True):
         for right, shift, color, marker in ((True, -0.15, DARK, "o"), (False, 0.15, MIDDLE, "x")):
             part = shares[shares["right"] == right].groupby("dx")[area]
             means, errors = (values.reindex(order) for values in (part.mean(), part.sem()))
@@ -412,9 +369,8 @@ def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
         axes.axhline(uniform[area], **DASHED, label="uniform heat")
         axes.set(title=area, xticks=range(len(order)), xticklabels=order, ylim=(0, 1))
         axes.tick_params(axis="x", rotation=45)
-    axs[0, 0].set_ylabel("mean share of the heat")
-    axs[0, -1].legend(**LEGEND)
-    sns.despine(figure)
+    axs[0].set_ylabel("mean share of the heat")
+    axs[-1].legend(**LEGEND)
     return figure
 
 
@@ -423,17 +379,16 @@ def _draw_reliability(axes: Axes, before: Predictions, after: Predictions) -> No
     axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="confidence", ylabel="accuracy")
     axes.set_title("Reliability of the answers")
     if len(after) < calibration.FEWEST_IMAGES:
-        text = f"not drawn: {len(after)} images,\nat least {calibration.FEWEST_IMAGES} are needed"
+        text = f"{len(after)} images: too few,\nbelow {calibration.FEWEST_IMAGES}"
         axes.text(0.5, 0.5, text, ha="center", va="center")
         return
     axes.plot([0, 1], [0, 1], **DASHED, label="perfect")
     styles = ((LIGHT, "s", "before", before), (DARK, "o", "after temperature scaling", after))
     for color, marker, name, p in styles:
         table = calibration.bin_reliability(p)
-        label = f"{name}, ECE {calibration.score_calibration(p)['calibration_error']:.3f}"
-        reach = _measure_reach(table["value"], table["low"], table["high"])
+        reach = _measure_reach(table)
         axes.errorbar(table["confidence"], table["value"], reach, fmt=f"{marker}-", color=color,
-                      markersize=4, linewidth=1, label=label)  # fmt: skip
+                      markersize=4, linewidth=1, label=name)  # fmt: skip
     axes.legend(**LEGEND, loc="upper left")
 
 
@@ -445,6 +400,6 @@ def _draw_roc(axes: Axes, positive: np.ndarray, score: np.ndarray) -> None:
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
 
 
-def _measure_reach(value, low, high) -> np.ndarray:
-    """Return the lengths (2, N) of error bars."""
-    return np.array([np.atleast_1d(value - low), np.atleast_1d(high - value)])
+def _measure_reach(table: pd.DataFrame) -> np.ndarray:
+    """Return the lengths (2, N) of the error bars of value, low and high."""
+    return (table[["low", "high"]].to_numpy().T - table["value"].to_numpy()) * [[-1], [1]]
