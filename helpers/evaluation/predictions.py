@@ -65,8 +65,17 @@ class Predictions:
         return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
 
     def part(self, split: str) -> "Predictions":
-        """Return the part `split`: "val", "test", or "official"."""
-        return self.select((self.table["split"] == split).to_numpy())
+        """Return the part `split`: "val", "test", or "official".
+
+        An image that several members of an ensemble answered counts once, with the mean of their
+        probabilities.
+        """
+        part = self.select((self.table["split"] == split).to_numpy())
+        if part.table["image_id"].is_unique:
+            return part
+        means = part.table.groupby("image_id", sort=False)[self.columns].mean()
+        once = part.select(~part.table["image_id"].duplicated().to_numpy())
+        return once.with_probabilities(means.to_numpy())
 
     def with_probabilities(self, probabilities: np.ndarray) -> "Predictions":
         """Return the same rows with other probabilities (N, K), such as calibrated ones."""
