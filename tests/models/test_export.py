@@ -5,20 +5,47 @@ from importlib.util import find_spec
 
 import keras
 import numpy as np
+import pandas as pd
 import pytest
-import tiny_run
 from keras import layers
 
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
+from helpers.evaluation.predictions import make_predictions
 from helpers.runs import export, folder
+
+SIZE, CLASSES = (16, 24), ("a", "b", "c")
+
+
+def make_model(dtype="float32"):
+    """Build a small net, never trained, of the same weights each time."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((*SIZE, 3), dtype="uint8", name="image"),
+            layers.Rescaling(1 / 255, dtype=dtype),
+            layers.Conv2D(4, 3, activation="relu", dtype=dtype),
+            layers.GlobalAveragePooling2D(dtype=dtype),
+            layers.Dense(3, activation="softmax", dtype="float32", name="a_b_c"),
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    data_dir = tiny_run.make_images(tmp_path_factory.mktemp("export") / "images")
-    model = tiny_run.make_model(dtype="mixed_bfloat16")
-    return folder.load_run(tiny_run.save_tiny_run(data_dir.with_name("run"), data_dir, model=model))
+    run_dir = tmp_path_factory.mktemp("run")
+    names = ["1", "2", "3"]
+    table = pd.DataFrame({"image_id": names, "lesion_id": names, "group": names, "dx": CLASSES})
+    table = table.assign(label=range(3), split="test", path=__file__)
+    return folder.save_run(
+        run_dir,
+        parameters={"DATA_DIR": ""},
+        model=make_model("mixed_bfloat16"),
+        table=table,
+        history=pd.DataFrame({"seconds": [1.0]}, pd.RangeIndex(1, 2, name="epoch")),
+        predictions=make_predictions(table, np.full((3, 3), 1 / 3), CLASSES),
+        scores={},
+    )
 
 
 def needs(to):
@@ -31,13 +58,13 @@ def test_export_answers_in_float32_and_says_so(run, to, capsys):
     assert command_line.main(["export", str(run.path), "--to", to]) == 0
     note = json.loads((run.path / "export" / f"{to}.json").read_text())
     assert note["classes"] == list(run.classes)
-    assert (note["height"], note["width"]) == tiny_run.SIZE
+    assert (note["height"], note["width"]) == SIZE
     assert note["checked_images"] == 50
     assert note["largest_difference"] < 1e-5 < note["largest_difference_as_trained"] < 0.1
     assert f"{note['largest_difference']:.1e}" in capsys.readouterr().out
-    pixels = np.random.default_rng(0).integers(0, 256, (3, *tiny_run.SIZE, 3), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *SIZE, 3), np.uint8)
     found = export.read_export(run.path / "export" / note["file"], to)(pixels)
-    assert found == pytest.approx(tiny_run.make_model().predict(pixels, verbose=0), abs=1e-5)
+    assert found == pytest.approx(make_model().predict(pixels, verbose=0), abs=1e-5)
 
 
 def test_missing_package_unknown_format_and_unfinished_run_are_named(run, tmp_path, monkeypatch):
@@ -50,7 +77,7 @@ def test_missing_package_unknown_format_and_unfinished_run_are_named(run, tmp_pa
 
 
 def test_export_that_answers_otherwise_is_not_written(run, monkeypatch):
-    monkeypatch.setattr(export, "read_export", lambda path, to: lambda pixels: np.ones(7))
+    monkeypatch.setattr(export, "read_export", lambda path, to: lambda pixels: np.ones(3))
     before = {path for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"not written: its answers differ by up to"):
         export.export_run(run, "savedmodel")

@@ -3,16 +3,21 @@
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
+import numpy as np
+import pandas as pd
 import pytest
 from distributed import LocalCluster
 
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
-from helpers.runs import execution, experiments
+from helpers.evaluation.predictions import make_predictions
+from helpers.runs import execution, experiments, folder
 
 EXPERIMENTS = Path(__file__).parents[2] / "notebooks/experiments"
 PARAMETERS = """
@@ -24,11 +29,9 @@ FAIL: bool = False  # end with an error
 EPOCHS: int = 2  # to count
 """
 WORK = """
-import time
+import json, os, shutil, time
 from pathlib import Path
-from helpers.runs import folder
 own = {name: value for name, value in globals().items() if name.isupper()}
-folder.open_run(own)
 done = Path(RUN_DIR) / "done.txt"  # stands for a checkpoint
 def note(text):
     with (Path(RUN_DIR) / "diary.txt").open("a") as file:
@@ -43,26 +46,41 @@ for epoch in range(start + 1, EPOCHS + 1):
 assert not FAIL, "told to fail"
 """
 SAVE = """
-import types
-import pandas as pd
-from helpers.evaluation.predictions import make_predictions
-class Model:
-    layers, dtype_policy = (), types.SimpleNamespace(name="float32")
-    save = lambda self, path: path.write_bytes(b"weights")
-    count_params = lambda self: 1
-names = [f"image{FOLD}{i}" for i in range(4)]
-table = pd.DataFrame(
-    {"image_id": names, "lesion_id": names, "group": names, "path": str(done),
-     "split": ["train", "val", "test", "test"], "dx": ["a", "a", "a", "b"], "label": [0, 0, 0, 1]})
-history = pd.DataFrame({"seconds": [1.5]}, index=pd.RangeIndex(1, 2, name="epoch"))
-found = [[0.5, 0.5], [RATE, 1 - RATE], [RATE, 1 - RATE]]
-predictions = make_predictions(table[1:], found, ("a", "b"))
-score = {"accuracy": {"value": 0.5, "low": 0.25, "high": 0.75}}
-folder.save_run(RUN_DIR, parameters=own, model=Model(), table=table, history=history,
-                predictions=predictions, scores={"test": score})
+saved = Path(RUN_DIR).parents[2] / "saved"  # a run, to be had without importing the helpers
+metrics = json.loads((saved / "metrics.json").read_text())
+metrics |= {"parameters": own, "code": json.loads(os.environ["SKIN_NOTEBOOK_CODE"])}
+shutil.copytree(saved, RUN_DIR, dirs_exist_ok=True)
+(Path(RUN_DIR) / "metrics.json").write_text(json.dumps(metrics))
 done.unlink()
 note("finished")
 """
+
+
+class FakeModel:
+    """Stands for a Keras model."""
+
+    dtype_policy = SimpleNamespace(name="float32")
+
+    def save(self, path):
+        path.write_bytes(b"weights")
+
+    def count_params(self):
+        return 1
+
+
+def save_run(run_dir):
+    names = ["0", "1"]
+    table = pd.DataFrame({"image_id": names, "lesion_id": names, "group": names, "dx": "a"})
+    table = table.assign(label=0, split=["val", "test"], path=__file__)
+    folder.save_run(
+        run_dir,
+        parameters={"DATA_DIR": ""},
+        model=FakeModel(),
+        table=table,
+        history=pd.DataFrame({"seconds": [1.0]}, pd.RangeIndex(1, 2, name="epoch")),
+        predictions=make_predictions(table, np.array([[0.75, 0.25], [0.5, 0.5]]), ("a", "b")),
+        scores={"test": {}},
+    )
 
 
 def make_notebook(path, *sources):
@@ -81,6 +99,7 @@ def project(tmp_path, monkeypatch):
     """
     monkeypatch.setenv("SKIN_RUNS_DIR", str(tmp_path / "runs"))
     make_notebook(tmp_path / "n.ipynb", PARAMETERS, WORK, SAVE)
+    save_run(tmp_path / "saved")
     return tmp_path
 
 
@@ -177,12 +196,6 @@ def test_failed_run_and_then_runs_of_other_code_are_made_anew(project, capsys):
     assert read_diary(failed) == ["from 0", "from 2", "finished"]
 
 
-def start_grid(project):
-    """Start the command in a process group of its own."""
-    command = [sys.executable, "-m", "helpers", "grid", str(project / "exp.yaml")]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
 def wait_for(condition, seconds=90):
     deadline = time.monotonic() + seconds
     while not condition():
@@ -200,19 +213,22 @@ def hold(project):
 
 
 def test_two_processes_do_no_run_twice_and_one_takes_a_killed_one_over(project, hold):
-    first, second = read(project, "grid: {FOLD: [0, 1]}").runs
-    one = start_grid(project)
+    experiment = read(project, "grid: {FOLD: [0, 1]}")
+    first, second = experiment.runs
+    command = [sys.executable, "-m", "helpers", "grid", str(project / "exp.yaml")]
+    one = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     wait_for((first.path / "done.txt").exists)
-    other = start_grid(project)
-    wait_for((second.path / "done.txt").exists)
-    assert experiments.describe_state(first) == experiments.describe_state(second) == "running"
-    assert command_line.main(["run", str(project / "n.ipynb"), str(first.path)]) == 1
-    one.kill()
-    one.wait()
-    wait_for(lambda: len(read_diary(first)) == 2 or experiments.describe_state(first) != "running")
-    hold.unlink()
-    told = other.communicate()[1]
-    assert other.returncode == 0, told
+    with ThreadPoolExecutor() as threads:
+        other = threads.submit(execution.execute_experiment, experiment)
+        wait_for((second.path / "done.txt").exists)
+        states = [experiments.describe_state(planned) for planned in experiment.runs]
+        assert states == ["running", "running"]
+        assert command_line.main(["run", str(project / "n.ipynb"), str(first.path)]) == 1
+        one.kill()
+        one.wait()
+        time.sleep(2)  # its kernel looks once a second whether it is still wanted
+        hold.unlink()
+        assert other.result() == {}
     assert read_diary(second) == ["from 0", "finished"]
     assert read_diary(first) == ["from 0", "from 1", "finished"]  # taken over, once
 

@@ -2,13 +2,12 @@
 
 import json
 import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+from filelock import FileLock, Timeout
 
 from helpers.data.files import PROJECT, InputError
 from helpers.evaluation.predictions import make_predictions
@@ -163,19 +162,15 @@ def test_finished_run_of_other_parameters_is_refused(tmp_path):
     save(folder.open_run(parameters | {"IMAGE_WIDTH": 28}))
 
 
-def open_elsewhere(run_dir):
-    """Open a run's folder in another process; return what it says."""
-    code = "import sys; from helpers.runs import folder; folder.open_run({'RUN_DIR': sys.argv[1]})"
-    command = [sys.executable, "-c", code, str(run_dir)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
-
-
-def test_run_belongs_to_one_process_until_it_is_saved(tmp_path, monkeypatch):
-    parameters = {"RUN_DIR": str(tmp_path), **PARAMETERS}
+def test_run_belongs_to_one_process_until_it_is_saved(tmp_path):
+    parameters, elsewhere = {"RUN_DIR": str(tmp_path), **PARAMETERS}, tmp_path / folder.KERNEL_LOCK
+    with FileLock(elsewhere), pytest.raises(InputError, match="another process, perhaps an open"):
+        folder.open_run(parameters)
     assert folder.open_run(parameters) == folder.open_run(parameters)  # cells executed again
-    assert "another process, perhaps an open notebook" in open_elsewhere(tmp_path)
+    with pytest.raises(Timeout):
+        FileLock(elsewhere, timeout=0).acquire()
     save(tmp_path)
-    assert open_elsewhere(tmp_path) == ""
+    FileLock(elsewhere, timeout=0).acquire()
 
 
 def test_relative_folder_means_the_same_in_every_working_folder(tmp_path, monkeypatch):
