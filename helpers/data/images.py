@@ -38,48 +38,42 @@ def load_images(
 ) -> np.ndarray:
     """Give the pixels of all images of a table, decoding them only the first time.
 
-    The array is a file that is mapped into memory. It is found again by the image ids in order,
-    the sizes and times of the files, and the image size: load the whole table once and index the
-    array. Of several processes that share the folder one decodes, the others wait for it.
+    They lie in a file that is mapped into memory and found again by image ids, times and sizes: so
+    load the whole table once, then index the array. Of several processes one decodes.
 
     Args:
         table: the columns image_id and path, a row per image.
         size: (height, width) in pixels.
-        cache_dir: a folder for caches, below the project if relative; `find_cache_dir` if None.
-            If it cannot be written, a warning says so, and the array is made in memory.
+        cache_dir: a folder, below the project if relative; `find_cache_dir` if None. If nothing
+            can be written there, a warning says so, and the array is made in memory.
 
     Returns:
         Read-only uint8 array (N, height, width, 3), RGB, 0 to 255, in row order.
 
     Raises:
         InputError: naming all images that are missing, damaged or no images.
-        ValueError: the size is not two positive whole numbers.
     """
-    size = _check_size(size)
-    paths = list(table["path"])
-    shape = (len(paths), *size, 3)
+    paths, shape = list(table["path"]), (len(table), *size, 3)
     folder = find_cache_dir() if cache_dir is None else PROJECT / Path(cache_dir).expanduser()
-    key = _hash_inputs(table["image_id"], paths)
-    cache = folder / f"images-{size[0]}x{size[1]}-{key}.npy"
+    cache = folder / f"images-{size[0]}x{size[1]}-{_hash_inputs(table['image_id'], paths)}.npy"
     images = _open_cache(cache, shape)
     if images is not None:
         return images
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / "images.lock"):
-            images = _open_cache(cache, shape)  # made by another process during the wait?
-            if images is None:
+            if _open_cache(cache, shape) is None:  # not made by another process during the wait
                 for leftover in folder.glob(".*.partial.images-*"):  # of a run that was killed
                     leftover.unlink(missing_ok=True)
                 replace_file(cache, lambda partial: _write_pixels(partial, paths, shape))
-                images = _open_cache(cache, shape)
     except OSError as error:
         warnings.warn(
-            f"no cache in {folder} ({error.strerror}): all images are decoded again each time, into "
-            f"{np.prod(shape, dtype=np.int64):,} bytes of memory; free space there, or name another "
-            "folder by the environment variable SKIN_CACHE_DIR",
+            f"no cache in {folder} ({error.strerror}): {np.prod(shape, dtype=np.int64):,} bytes "
+            "of pixels are decoded into memory, in each run again; free space there, or name "
+            "another folder by the environment variable SKIN_CACHE_DIR",
             stacklevel=2,
         )
+    images = _open_cache(cache, shape)
     if images is None:
         images = np.array(list(_decode_rows(paths, size)), np.uint8).reshape(shape)
         images.flags.writeable = False
@@ -87,15 +81,11 @@ def load_images(
 
 
 def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
-    """Read an image file: the one way in, of what a net sees and of what is shown to a person.
+    """Read an image file: the one way in, of what a net sees and of what a person is shown.
 
     Greyscale, palette, CMYK and 16-bit images become 8-bit RGB, upright by their EXIF orientation.
     Transparency is dropped, colour profiles are not applied. An image of another shape than the
-    wanted one is squashed, not cropped.
-
-    JPEGs are decoded straight to 1/2, 1/4 or 1/8 where that is at least 1.5 times the wanted size
-    (libjpeg's scaled inverse transform): faster, and on average within about one grey level of
-    averaging the full image. Damage that libjpeg would fill with grey is an error here.
+    wanted one is squashed, not cropped. Damage that libjpeg would fill with grey is an error here.
 
     Args:
         path: a JPEG (MPO too), PNG, BMP, TIFF or WebP file.
@@ -106,9 +96,7 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
 
     Raises:
         InputError: the file is missing, damaged, cut short or no image.
-        ValueError: the size is not two positive whole numbers.
     """
-    size = None if size is None else _check_size(size)
     try:
         pixels = _decode_image(Path(path).read_bytes(), size)
     except Exception as error:  # malformed files make the decoders raise nearly anything
@@ -133,13 +121,8 @@ def decode_images(
 ) -> Iterator[Future]:
     """Decode in threads (the decoders release the interpreter's lock), in order, under a bar.
 
-    Args:
-        paths: the files.
-        size: as for `read_image`.
-        ahead: images to decode before they are asked for, at least.
-
-    Yields:
-        For each file a finished or running `read_image`: `result()` gives its array or raises.
+    At least `ahead` images are decoded before they are asked for. Yields a Future for each file:
+    its `result()` gives the array of `read_image`, or raises.
     """
     threads = os.cpu_count() or 1
     # No bar in the first second: there is nothing to see for a small folder.
@@ -151,16 +134,8 @@ def decode_images(
             if len(waiting) > max(ahead, threads * IMAGES_AHEAD):
                 yield waiting.popleft()
                 bar.update()
-        for decoding in waiting:
-            yield decoding
-            bar.update()
-
-
-def _check_size(size: tuple[int, int]) -> tuple[int, int]:
-    height, width = size
-    if height != int(height) or width != int(width) or min(height, width) < 1:
-        raise ValueError(f"size is {size}; it must be (height, width) in whole pixels from 1")
-    return int(height), int(width)
+        yield from waiting
+        bar.update(len(waiting))
 
 
 def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
@@ -189,10 +164,9 @@ def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
 
 
 def _decode_jpeg(data: bytes, full: tuple[int, int], wanted: tuple[int, int] | None) -> np.ndarray:
-    """Decode a JPEG as small as at least 1.5 times the wanted size allows, refusing damage.
+    """Decode a JPEG, at 1/2, 1/4 or 1/8 where that is at least 1.5 times the wanted size.
 
-    Of libjpeg-turbo's scales only the powers of two have fast code: 4/8 takes less time than 3/8.
-
+    That is faster than averaging the full image, and on average within about one grey level of it.
     libjpeg only warns of damage and goes on with grey or shifted pixels. Its other warnings (JFIF
     revision, Adobe transform, SOS parameters: jerror.h) come from odd writers and leave the pixels
     right: those files go to Pillow, which does not hear of warnings.
@@ -218,14 +192,12 @@ def _explain(error: Exception) -> str:
 def _hash_inputs(image_ids: Iterable[str], paths: list[str]) -> str:
     """Hash what the pixels depend on, the size apart."""
     digest = hashlib.sha256(f"version {CACHE_VERSION}\n".encode())
-    problems = []
     for image_id, path in zip(image_ids, paths, strict=True):
         try:
             stat = os.stat(path)  # noqa: PTH116 - a Path for each takes as long again
             digest.update(f"{image_id!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        except OSError as error:
-            problems.append(f"{path}: {_explain(error)}")
-    _raise_unreadable(problems, len(paths))
+        except OSError:
+            pass  # decoding it says why
     return digest.hexdigest()[:20]
 
 
@@ -243,25 +215,19 @@ def _write_pixels(path: Path, paths: list[str], shape: tuple[int, ...]) -> None:
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for pixels in _decode_rows(paths, shape[1:3]):
-            file.write(pixels.data)
+        file.writelines(pixels.data for pixels in _decode_rows(paths, shape[1:3]))
 
 
 def _decode_rows(paths: list[str], size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Decode all images; those that cannot be read are named together at the end."""
     problems = []
     for decoding in decode_images(paths, size):
-        try:
+        if decoding.exception():
+            problems.append(str(decoding.exception()))
+        else:
             yield decoding.result()
-        except InputError as error:
-            problems.append(str(error))
-    _raise_unreadable(problems, len(paths))
-
-
-def _raise_unreadable(problems: list[str], total: int) -> None:
-    raise_problems(
-        f"{len(problems)} of {total} images cannot be read (or delete their rows)", problems
-    )
+    where = f"{len(problems)} of {len(paths)} images cannot be read (or delete their rows)"
+    raise_problems(where, problems)
 
 
 ImageError = InputError  # the old name, until no room calls it

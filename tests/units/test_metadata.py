@@ -1,0 +1,343 @@
+"""What read_metadata makes of tables of every kind, and what it says of every fault."""
+
+import shutil
+import warnings
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from helpers.data.files import InputError
+from helpers.data.metadata import CLASS_NAMES, CLASSES, DUPLICATE_PAIRS, read_metadata
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
+ROWS = [
+    "HAM_3,ISIC_0000003,mel,histo,80.5,male,scalp,rosendahl",
+    "HAM_1,ISIC_0000001,nv,follow_up,,female,back,vidir_molemax",
+    "HAM_1,ISIC_0000002,nv,follow_up,0,female,trunk,vidir_molemax",
+    "HAM_4,ISIC_0000004,akiec,histo,65.0,unknown,face,rosendahl",
+]
+TEXT = "\n".join([HEADER, *ROWS, ""])
+TRUTH = """image,MEL,NV,BCC,AKIEC,BKL,DF,VASC
+ISIC_0000003,1.0,0.0,0.0,0.0,0.0,0.0,0.0
+ISIC_0000001,0.0,1.0,0.0,0.0,0.0,0.0,0.0
+ISIC_0000002,0.0,1.0,0.0,0.0,0.0,0.0,0.0
+ISIC_0000004,0.0,0.0,0.0,1.0,0.0,0.0,0.0
+"""
+GROUPS = """image,lesion_id,diagnosis_confirm_type
+ISIC_0000004,HAM_4,histopathology
+ISIC_0000002,HAM_1,serial imaging showing no change
+ISIC_0000001,HAM_1,serial imaging showing no change
+ISIC_0000003,HAM_3,clinical
+"""
+COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
+TEST_COUNTS = {"akiec": 43, "bcc": 93, "bkl": 217, "df": 44, "mel": 171, "nv": 909, "vasc": 35}
+
+
+def read(folder, text, groups=None):
+    """Reads texts or bytes as files; any warning is an error."""
+    paths = [folder / "table.csv", folder / "groups.csv"][: 1 if groups is None else 2]
+    for path, content in zip(paths, (text, groups), strict=False):
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with warnings.catch_warnings(action="error"):
+        return read_metadata(*paths)
+
+
+def find_problems(folder, text, groups=None):
+    with pytest.raises(InputError) as caught:
+        read(folder, text, groups)
+    assert "table.csv" in str(caught.value)
+    assert all(problem in str(caught.value) for problem in caught.value.problems)
+    return caught.value.problems
+
+
+def change(old, new, text=TEXT):
+    assert old in text
+    return text.replace(old, new, 1)
+
+
+# Values
+
+
+def test_values_and_types(tmp_path):
+    table = read(tmp_path, TEXT)
+    assert list(table) == [
+        *("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset"),
+        *("label", "group"),
+    ]
+    assert list(table["image_id"]) == [f"ISIC_000000{n}" for n in (1, 2, 3, 4)]
+    assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"]
+    assert list(table["label"]) == [5, 5, 4, 0] and table["label"].dtype == "int64"
+    assert table["age"].isna().tolist() == [True, False, False, False]
+    assert table["age"].tolist()[1:] == [0, 80.5, 65] and table["age"].dtype == float
+    assert list(table["sex"]) == ["female", "female", "male", "unknown"]
+    assert list(table["group"]) == list(table["lesion_id"]) == ["HAM_1", "HAM_1", "HAM_3", "HAM_4"]
+    assert tuple(CLASS_NAMES) == CLASSES == ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        TEXT.replace(",", ";"),
+        TEXT.replace(",", ";").replace("80.5", "80,5"),
+        TEXT.replace(",", "\t").encode("utf-16"),
+        TEXT.encode("utf-8-sig"),
+        "sep=;\r\n" + TEXT.replace(",", ";").replace("\n", "\r\n"),
+        '"sep=\t"\n' + TEXT.replace(",", "\t"),
+        TEXT.replace("\n", "\r"),
+        TEXT.replace("\n", ",,\n"),
+        TEXT.replace("\n", "\n\n,,,,,,,\n").replace(",", ' ,"').replace(',"', ","),
+        TEXT.replace("dx,", "dx,note,").replace(",histo", ",x,histo").replace(",foll", ",,foll"),
+        TEXT.replace("scalp", '"scalp"').replace("HAM_3", ' "HAM_3"').replace(' "', '"'),
+        "\n".join([HEADER, *ROWS[::-1]]),
+    ],
+)
+def test_exports_of_spreadsheets_read_to_the_same_table(tmp_path, content):
+    pd.testing.assert_frame_equal(read(tmp_path, content), read(tmp_path, TEXT))
+
+
+@pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "None", "unknown", "-", "#N/A", "\u2013"])
+def test_missing_in_every_spelling_and_column(tmp_path, word):
+    row = f"HAM_3,ISIC_0000003,mel,{word},{word},{word},{word},{word}"
+    table = read(tmp_path, change(ROWS[0], row)).set_index("image_id")
+    values = table.loc["ISIC_0000003"]
+    columns = ["dx_type", "sex", "localization", "dataset"]
+    assert list(values[columns]) == ["unknown"] * 4 and pd.isna(values["age"])
+
+
+@pytest.mark.parametrize("word", ["", "NA", "none"])
+def test_a_missing_lesion_id_is_a_lesion_of_its_own(tmp_path, word):
+    (tmp_path / "a.csv").write_text(TEXT.replace("HAM_1", word).replace("HAM_4", word))
+    with pytest.warns(UserWarning, match=r"a\.csv: lesion_id is missing in 3 of 4 rows.*leaks"):
+        table = read_metadata(tmp_path / "a.csv")
+    expected = ["ISIC_0000001", "ISIC_0000002", "HAM_3", "ISIC_0000004"]
+    assert list(table["lesion_id"]) == list(table["group"]) == expected
+
+
+def test_images_and_classes_are_enough(tmp_path):
+    (tmp_path / "a.csv").write_text("image_id,dx\nb,nevus\na,Melanoma\n")
+    with pytest.warns(UserWarning, match="lesion_id is missing in 2 of 2 rows"):
+        table = read_metadata(tmp_path / "a.csv")
+    assert list(table["lesion_id"]) == ["a", "b"] and list(table["dx"]) == ["mel", "nv"]
+    assert set(table["sex"]) == {"unknown"} and table["age"].isna().all()
+
+
+def test_a_misspelt_column_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text(TEXT.replace("localization", "place"))
+    with pytest.warns(UserWarning, match="columns localization are missing in it.*place"):
+        assert set(read_metadata(tmp_path / "a.csv")["localization"]) == {"unknown"}
+
+
+WORDS = """
+sex: M = male, Male = male, F = female
+localization: anterior torso = trunk, Posterior Torso = back, palms/soles = acral, FACE = face
+dx_type: histopathology = histo, biopsy = biopsy
+dx: MEL = mel, Malignant melanoma = mel, melanocytic_nevi = nv, Seborrheic keratosis = bkl
+dx: Bowen's disease = akiec, Actinic keratoses and intraepithelial carcinoma = akiec
+"""
+
+
+@pytest.mark.parametrize("line", WORDS.strip().splitlines())
+def test_other_words(tmp_path, line):
+    column, words = line.split(": ")
+    old = dict(zip(HEADER.split(","), ROWS[0].split(","), strict=True))[column]
+    for word, right in (pair.split(" = ") for pair in words.split(", ")):
+        table = read(tmp_path, change(f",{old},", f",{word},")).set_index("image_id")
+        assert table.loc["ISIC_0000003", column] == right
+
+
+def test_words_that_are_not_known_are_kept_and_named(tmp_path):
+    (tmp_path / "a.csv").write_text(TEXT.replace("scalp", "head/neck").replace("face", "tail"))
+    with pytest.warns(UserWarning, match=r"localization is head/neck, tail in 2 of 4 rows"):
+        table = read_metadata(tmp_path / "a.csv")
+    assert list(table["localization"]) == ["back", "trunk", "head/neck", "tail"]
+
+
+def test_columns_in_the_words_of_the_isic_archive(tmp_path):
+    header = "lesion_id,isic_id,diagnosis,diagnosis_confirm_type,age_approx,sex,anatom_site_general"
+    table = read(tmp_path, TEXT.replace(HEADER, f"{header},dataset"))
+    pd.testing.assert_frame_equal(table, read(tmp_path, TEXT))
+
+
+@pytest.mark.parametrize("word", ["ISIC_0000003.jpg", "isic_0000003", "Isic_0000003.PNG"])
+def test_ids_have_one_form(tmp_path, word):
+    assert "ISIC_0000003" in set(read(tmp_path, change("ISIC_0000003", word))["image_id"])
+
+
+@pytest.mark.parametrize("words", [("train", "val", "test"), ("Training", "valid", "TESTING")])
+def test_the_split_is_kept(tmp_path, words):
+    words = ["split", *words, words[0]]
+    text = "\n".join(f"{line},{word}" for line, word in zip([HEADER, *ROWS], words, strict=True))
+    assert list(read(tmp_path, text)["split"]) == ["val", "test", "train", "train"]
+
+
+# The challenge
+
+
+def test_the_challenge_reads_to_the_same_table(tmp_path):
+    columns = ["image_id", "lesion_id", "dx", "label", "group"]
+    table = read(tmp_path, TRUTH, GROUPS)
+    pd.testing.assert_frame_equal(table[columns], read(tmp_path, TEXT)[columns])
+    assert list(table["dx_type"]) == ["follow_up", "follow_up", "clinical", "histo"]
+    assert table["age"].isna().all() and set(table["sex"]) == {"unknown"}
+
+
+def test_classes_are_read_by_name(tmp_path):
+    truth = "VASC;DF;image;NV;MEL;AKIEC;BCC;BKL;score_weight\n"
+    truth += "0,0;1,0;a;0;0;0;0;0;0,5\n0;0;b;0;1;0;0;0;1\n"
+    groups = "image,lesion_id,diagnosis_confirm_type\na,1,\nb,2,\n"
+    assert list(read(tmp_path, truth, groups)["dx"]) == ["df", "mel"]
+
+
+def test_without_groupings_each_image_is_a_lesion(tmp_path):
+    (tmp_path / "a.csv").write_text(TRUTH)
+    with pytest.warns(UserWarning, match="lesion_id is missing in 4 of 4 rows"):
+        table = read_metadata(tmp_path / "a.csv")
+    assert list(table["lesion_id"]) == list(table["image_id"])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("image,", "id,", ["lacks the columns image_id"]),
+        ("BCC", "nevus", ["columns nv twice"]),
+        ("3,1.0,", "3,0.0,", ["not a 1 and else 0", "line 2"]),
+        ("1,0.0,1.0", "1,0.5,0.5", ["not a 1 and else 0", "line 3"]),
+        ("1,0.0,1.0", "1,,1.0", ["not a 1 and else 0", "line 3"]),
+        ("1,0.0,1.0", "1,1.0", ["line 3 has not 8 values"]),
+        ("BCC,AKIEC", "BCC,SCC", ["dx must be one of akiec", "'scc' in line 5"]),
+        ("ISIC_0000001,0.0,1.0", "ISIC_0000001,1.0,0.0", ["'HAM_1 is mel' in line 3", "line 4"]),
+    ],
+)
+def test_wrong_truth(tmp_path, old, new, words):
+    text = " ".join(find_problems(tmp_path, change(old, new, TRUTH), GROUPS))
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("lesion_id", "lesion", ["lacks the columns lesion_id"]),
+        ("0004,HAM_4", "0004,HAM_3", ["HAM_3 is mel", "HAM_3 is akiec"]),
+        ("ISIC_0000003", "ISIC_0000004", ["'ISIC_0000004' in line 2, 5"]),
+        ("0003,HAM_3", "0003;HAM_3", ["line 5 has not 3 values"]),
+    ],
+)
+def test_wrong_groupings(tmp_path, old, new, words):
+    text = " ".join(find_problems(tmp_path, TRUTH, change(old, new, GROUPS)))
+    assert all(word in text for word in ["groups.csv", *words]), text
+
+
+# Duplicates
+
+
+@pytest.mark.parametrize(
+    ("pairs", "lesions", "groups"),
+    [
+        (DUPLICATE_PAIRS, [(f"{k}a", f"{k}b") for k in range(20)], {f"{k}a" for k in range(20)}),
+        (DUPLICATE_PAIRS[:3], [("b", "c"), ("d", "e"), ("e", "c")], {"b"}),
+        ([DUPLICATE_PAIRS[0][:1]], [("HAM_1",)], {"HAM_1"}),
+    ],
+)
+def test_published_duplicates_are_one_lesion(tmp_path, pairs, lesions, groups):
+    names = zip(sum(map(tuple, pairs), ()), sum(lesions, ()), strict=True)
+    rows = [f"{lesion},{image.lower()}.jpg,nv,histo,5,male,back,x" for image, lesion in names]
+    table = read(tmp_path, "\n".join([HEADER, *rows]))
+    assert len({image for pair in DUPLICATE_PAIRS for image in pair}) == 40
+    assert set(table["group"]) == groups
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", ["empty"]),
+        (",,,\n,,,\n", ["empty"]),
+        (HEADER, ["no rows"]),
+        ("<!DOCTYPE html>\n<html><body>403</body></html>\n", ["lacks", "image_id", "doctype"]),
+        (change("scalp", "Kopfhäut").encode("latin-1"), ["utf-8"]),
+        (b"PK\x03\x04\xff\x00", ["utf-8", "save it as CSV"]),
+        (b"\x00" * 200_000, ["cannot be read"]),
+        ("pixel0000,pixel0001,label\n1,2,0\n" * 10, ["without image ids", "helpers download"]),
+        (change("dx_type", "dx"), ["columns dx twice"]),
+        (change(ROWS[3], "HAM_4,ISIC_0000004,akiec"), ["line 5", "8 values"]),
+        (change(",mel,", ",melanom,"), ["dx must be one of akiec, bcc,", "'melanom' in line 2"]),
+        (change(",akiec,", ",NA,"), ["dx must be", "'' in line 5"]),
+        (change("1,nv", "1,mel"), ["'HAM_1 is mel' in line 3", "'HAM_1 is nv' in line 4"]),
+        (change("80.5", "old"), ["age must be 0 to 120", "'old' in line 2"]),
+        (change("80.5", "-5"), ["'-5' in line 2"]),
+        (change("80.5", "inf"), ["'inf' in line 2"]),
+        (change("ISIC_0000004", ""), ["image_id must be filled in", "line 5"]),
+        (change("ISIC_0000004", "isic_0000003.jpg"), ["image_id must be there once", "line 2, 5"]),
+        (
+            TEXT.replace("\n", ",dev\n").replace("dev", "split", 1),
+            ["split must", "'dev' in line 2"],
+        ),
+    ],
+)
+def test_faults_are_named(tmp_path, content, words):
+    problems = find_problems(tmp_path, content)
+    assert len(problems) == 1
+    assert all(word in problems[0] for word in words), problems
+
+
+def test_all_problems_are_reported_together(tmp_path):
+    rows = ["HAM_3,ISIC_0000003,melanom,histo,old,male,scalp,x", ",NA,nv,,200,,,", "HAM_5,ISIC_2"]
+    rows += ["HAM_4,ISIC_0000004,nv,,,,,", "HAM_4,ISIC_0000004,mel,,,,,"]
+    problems = find_problems(tmp_path, "\n".join([HEADER, *rows]))
+    words = ["line 4 has", "ISIC_0000004", "'melanom'", "'old' in line 2, '200' in line 3", "HAM_4"]
+    assert len(problems) == len(words)
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+
+
+def test_a_column_of_faults_stays_short(tmp_path):
+    rows = [f"HAM_{i},{i},no{i},histo,x{i},male,back,rosendahl" for i in range(1000)]
+    problems = find_problems(tmp_path, "\n".join([HEADER, *rows]))
+    assert len(problems) == 2 and all("and 995 more" in problem for problem in problems)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.csv.*No such file"):
+        read_metadata(tmp_path / "none.csv")
+
+
+@settings(deadline=None, max_examples=25)
+@given(content=st.binary(max_size=300) | st.text(alphabet=f"{HEADER}\"';\t\r\n0é").map(str.encode))
+def test_no_content_ends_in_another_error(tmp_path_factory, content):
+    folder = tmp_path_factory.getbasetemp()
+    for start in ("", HEADER, TRUTH.split("\n")[0], "sep=;"):
+        with pytest.raises(InputError):
+            read(folder, f"{start}\n".encode() + content)
+    with pytest.raises(InputError):
+        read(folder, TRUTH, content)
+
+
+# The real thing
+
+needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason="no real data in ../shared/data")
+
+
+@needs_data
+def test_official_metadata():
+    table = read_metadata(SHARED / "metadata" / "HAM10000_metadata.csv")
+    assert table["age"].isna().sum() == 57 and (table["age"] == 0).sum() == 39
+    assert (len(table), table["lesion_id"].nunique(), table["group"].nunique()) == (
+        10015,
+        7470,
+        7450,
+    )
+    assert table["dx"].value_counts().to_dict() == COUNTS
+    confirmed = {"histo": 5340, "follow_up": 3704, "consensus": 902, "confocal": 69}
+    assert table["dx_type"].value_counts().to_dict() == confirmed
+
+
+@needs_data
+def test_official_test_truth(tmp_path):
+    shutil.copy(SHARED / "metadata" / "ISIC2018_Task3_Test_GroundTruth.csv", tmp_path / "a.csv")
+    table = read_metadata(tmp_path / "a.csv")
+    assert len(table) == 1512 and table["dx"].value_counts().to_dict() == TEST_COUNTS

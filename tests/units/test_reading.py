@@ -1,0 +1,301 @@
+"""What read_dataset makes of every layout of a folder, and what it says of every fault."""
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from helpers.data.files import PROJECT, InputError
+from helpers.data.images import load_images, read_image
+from helpers.data.reading import CLASSES, read_dataset
+
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
+TABLE = """lesion_id,image_id,dx,dx_type,age,sex,localization,dataset
+HAM_3,ISIC_0000003,mel,histo,80.0,male,scalp,rosendahl
+HAM_1,ISIC_0000001,nv,follow_up,,female,back,vidir_molemax
+HAM_1,ISIC_0000002,nv,follow_up,0,female,trunk,vidir_molemax
+HAM_4,ISIC_0000004,akiec,histo,65.0,unknown,face,rosendahl
+"""
+IDS = [f"ISIC_000000{number}" for number in (1, 2, 3, 4)]
+ONES = {"mel": "1,0,0,0,0,0,0", "nv": "0,1,0,0,0,0,0", "akiec": "0,0,0,1,0,0,0"}
+TRUTH = "image,MEL,NV,BCC,AKIEC,BKL,DF,VASC\n"
+GROUPS = "image,lesion_id,diagnosis_confirm_type\n"
+for line in TABLE.splitlines()[1:]:
+    lesion, image, dx = line.split(",")[:3]
+    TRUTH, GROUPS = f"{TRUTH}{image},{ONES[dx]}\n", f"{GROUPS}{image},{lesion},histopathology\n"
+UNSCORED = "ISIC_0035068"
+
+
+def write(folder, files):
+    """Writes {path: text, bytes or None for a small image} below a folder."""
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if content is None:
+            Image.new("RGB", (8, 6), (200, 120, 90)).save(path)
+        else:
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return folder
+
+
+def images(folder="HAM10000_images_part_1/", ids=IDS, suffix=".jpg"):
+    return {f"{folder}{image}{suffix}": None for image in ids}
+
+
+def find_problems(folder, *words):
+    with pytest.raises(InputError) as caught:
+        read_dataset(folder)
+    assert str(folder) in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    return caught.value.problems
+
+
+def read_quietly(folder):
+    with warnings.catch_warnings(action="error"):
+        return read_dataset(folder)
+
+
+# Tables with images
+
+LAYOUTS = {
+    "dataverse": {"HAM10000_metadata": TABLE, **images(), "ISIC_0000001_segmentation.png": b"x"},
+    "tab": {"HAM10000_metadata.tab": TABLE.replace(",", "\t"), **images("a/b/")},
+    "kaggle": {
+        "HAM10000_metadata.csv": TABLE,
+        "hmnist_28_28_RGB.csv": "pixel0000,label\n1,2\n",
+        **images(),
+        **images("again/ham10000_images_part_1/"),
+    },
+    "parts": {"my.csv": TABLE, **images("", IDS[:2]), **images("x/", [*IDS[2:], "ISIC_9"], ".PNG")},
+    "bmp": {"my.csv": TABLE, **images("", suffix=".bmp")},
+    "webp": {"my.csv": TABLE, **images("", suffix=".webp")},
+    "tiff": {"my.csv": TABLE, **images("", suffix=".TIF")},
+    "endings": {"my.csv": TABLE.replace(",mel", ".JPG,mel"), **images("mel/")},
+    "case": {"my.csv": TABLE.replace("ISIC", "isic"), **images("", suffix=".Jpeg")},
+    "the same table twice": {
+        "HAM10000_metadata": TABLE,
+        "HAM10000_metadata.csv": TABLE,
+        **images(),
+    },
+    "other tables": {"a/my.csv": TABLE, "runs/history.csv": "epoch,loss\n1,2\n", **images()},
+    "junk": {
+        "my.csv": TABLE,
+        **images(),
+        **dict.fromkeys(("__MACOSX/my.csv", ".x/ISIC_0000001.jpg", "@eaDir/ISIC_0000002.jpg"), "x"),
+        "._ISIC_0000001.jpg": "x",
+    },
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_reads_to_the_same_table(tmp_path, layout):
+    table = read_quietly(write(tmp_path, LAYOUTS[layout]))
+    assert list(table["image_id"]) == [Path(path).stem for path in table["path"]] == IDS
+    assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"] and list(table["label"]) == [
+        5,
+        5,
+        4,
+        0,
+    ]
+    assert list(table["group"]) == ["HAM_1", "HAM_1", "HAM_3", "HAM_4"]
+    assert list(table)[-3:] == ["path", "label", "group"]
+    assert load_images(table, (3, 4), tmp_path / "cache").shape == (4, 3, 4, 3)
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_unicode_form(tmp_path, form):
+    names = {"NFC": "l\u00e4sion", "NFD": "la\u0308sion"}
+    text = TABLE.replace("ISIC_0000001", names[form])
+    other = names["NFD" if form == "NFC" else "NFC"]
+    table = read_quietly(write(tmp_path, {"my.csv": text, **images("", [other, *IDS[1:]])}))
+    assert names["NFC"] in set(table["image_id"])
+
+
+def test_the_challenge_with_groupings_and_without(tmp_path):
+    truth = "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"
+    groups = "ISIC2018_Task3_Training_LesionGroupings.csv"
+    folder = write(tmp_path, {truth: TRUTH, groups: GROUPS, **images("ISIC2018_Task3_Input/")})
+    table = read_quietly(folder)
+    assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"]
+    assert list(table["group"]) == ["HAM_1", "HAM_1", "HAM_3", "HAM_4"]
+    (folder / groups).unlink()
+    with pytest.warns(UserWarning, match="lesion_id is missing in 4 of 4 rows"):
+        table = read_dataset(folder)
+    assert list(table["group"]) == IDS
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_the_image_without_weight_is_left_out_and_named(tmp_path, has_image):
+    text = TABLE + f"HAM_9,{UNSCORED},nv,consensus,,,,\n"
+    ids = [*IDS, UNSCORED] if has_image else IDS
+    write(tmp_path, {"ISIC2018_Task3_Test_GroundTruth.csv": text, **images("x/", ids)})
+    with pytest.warns(UserWarning, match=f"{UNSCORED} is left out, 4 images remain"):
+        assert list(read_dataset(tmp_path)["image_id"]) == IDS
+
+
+def test_the_folder_is_found_from_anywhere(tmp_path, monkeypatch):
+    write(tmp_path / "data", LAYOUTS["dataverse"])
+    monkeypatch.chdir(tmp_path)
+    assert read_dataset("data")["path"][0].startswith("data")
+    monkeypatch.chdir("/")
+    monkeypatch.setattr("helpers.data.files.PROJECT", tmp_path)
+    assert Path(read_dataset("data")["path"][0]).is_file() and tmp_path != PROJECT
+
+
+def test_linked_folders_are_followed_and_loops_end(tmp_path):
+    write(tmp_path / "elsewhere", images())
+    write(tmp_path / "data", {"my.csv": TABLE})
+    (tmp_path / "data" / "images").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "loop").symlink_to(tmp_path / "data")
+    assert len(read_dataset(tmp_path / "data")) == 4
+
+
+# Class folders
+
+
+def test_class_folders_with_a_split(tmp_path):
+    names = ["Train/melanoma/x.jpg", "train/NV/y.png", "valid/Melanocytic nevi/y.jpg"]
+    names += ["test/akiec/deep/isic_0000004.webp"]
+    with pytest.warns(UserWarning, match="lesion_id is missing in 4 of 4 rows.*leaks"):
+        table = read_dataset(write(tmp_path, dict.fromkeys(names)))
+    assert table[["image_id", "dx", "split"]].to_numpy().tolist() == [
+        ["ISIC_0000004", "akiec", "test"],
+        ["train/NV/y", "nv", "train"],
+        ["valid/Melanocytic nevi/y", "nv", "val"],
+        ["x", "mel", "train"],
+    ]
+    assert list(table["group"]) == list(table["image_id"])
+    assert table["path"][3] == str(tmp_path / "Train/melanoma/x.jpg")
+
+
+def test_class_folders_without_a_split(tmp_path):
+    with pytest.warns(UserWarning, match="lesion_id"):
+        table = read_dataset(write(tmp_path / "train", dict.fromkeys(["mel/x.jpg", "df/y.jpg"])))
+    assert "split" not in table and list(table["dx"]) == ["mel", "df"]
+
+
+def test_wrong_class_folders(tmp_path):
+    names = ["train/mel/ISIC_1.jpg", "test/mel/ISIC_1.jpg", "train/scc/a.jpg", "df/b.jpg"]
+    problems = find_problems(write(tmp_path, dict.fromkeys(names)))
+    words = ["ISIC_1; keep one", "1 images lie in no folder named akiec", "train, val, test: df/b"]
+    assert len(problems) == 3
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+
+
+# DermaMNIST
+
+
+def write_mnist(path, side=28, changes=None):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (("train", 9), ("val", 4), ("test", 5)):
+        arrays[f"{split}_images"] = rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+        arrays[f"{split}_labels"] = (np.arange(count)[:, None] % 7).astype(np.uint8)
+    np.savez_compressed(path, **arrays | (changes or {}))
+    return arrays
+
+
+@pytest.mark.parametrize("side", [28, 64])
+@pytest.mark.parametrize("named", ["folder", "file"])
+def test_dermamnist(tmp_path, monkeypatch, side, named):
+    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    path = tmp_path / "data" / f"dermamnist_{side}.npz"
+    arrays = write_mnist(path, side)
+    with pytest.warns(UserWarning, match="lesion_id is missing in 18 of 18 rows"):
+        table = read_dataset(path if named == "file" else path.parent)
+    assert table["split"].value_counts().to_dict() == {"train": 9, "test": 5, "val": 4}
+    pixels = load_images(table, (side, side))
+    for split in ("train", "val", "test"):
+        rows = (table["split"] == split).to_numpy()
+        assert np.array_equal(pixels[rows], arrays[f"{split}_images"])
+        assert [CLASSES[k] for k in arrays[f"{split}_labels"][:, 0]] == list(table["dx"][rows])
+    files = {file: file.stat().st_mtime_ns for file in Path(table["path"][0]).parent.iterdir()}
+    with pytest.warns(UserWarning):
+        pd.testing.assert_frame_equal(read_dataset(path), table)  # nothing is written again
+    assert files == {file: file.stat().st_mtime_ns for file in files} and len(files) == 18
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"train_labels": np.full((9, 1), 7, np.uint8)}, "out of range"),
+        ({"test_images": np.zeros((5, 28, 28), np.uint8)}, "shape"),
+        ({"val_images": np.zeros((4, 28, 28, 3))}, "float64"),
+        (None, "zip"),
+    ],
+)
+def test_arrays_that_are_no_dermamnist(tmp_path, monkeypatch, changes, word):
+    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "cache"))
+    path = write(tmp_path / "data", {"x.npz": b"PK\x03\x04 half a download"}) / "x.npz"
+    if changes:
+        write_mnist(path, changes=changes)
+    find_problems(tmp_path / "data", "x.npz is no DermaMNIST file", word)
+
+
+def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIN_CACHE_DIR", str(write(tmp_path, {"cache": "a file"}) / "cache"))
+    write_mnist(tmp_path / "x.npz")
+    find_problems(tmp_path, "x.npz cannot be unpacked", "SKIN_CACHE_DIR")
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        ({}, ["no table of diagnoses", "python -m helpers download"]),
+        ({"HAM10000_metadata.xlsx": b"PK"}, ["no table of diagnoses", "xlsx", "as CSV"]),
+        ({"x.csv": TABLE, "images.zip": b"PK"}, ["4 of 4 images are missing", "unpack images.zip"]),
+        ({"a.csv": TABLE, "b.csv": TABLE[:-60], **images()}, ["a.csv, b.csv", "keep one"]),
+        ({"x.csv": TABLE, **images("", IDS[1:])}, ["1 of 4 images are missing: ISIC_0000001"]),
+        ({"x.csv": "a,b\n1,2\n", **images()}, ["x.csv: it lacks the columns image_id, dx"]),
+        ({"hmnist_28_28_L.csv": "pixel0000,label\n1,2\n"}, ["hmnist_28_28_L.csv", "without image"]),
+        (
+            {"x.csv": TABLE, **images(), "again/ISIC_0000003.jpg": "half"},
+            ["ISIC_0000003", "differ"],
+        ),
+        (
+            {"x.csv": "image_id,dx\na1,nv\nA1,mel\n", "a1.jpg": None},
+            ["2 of 2 images share a file with another: a1, A1"],
+        ),
+        ({"LesionGroupings.csv": GROUPS, **images()}, ["no table of diagnoses"]),
+    ],
+)
+def test_faults_are_named(tmp_path, files, words):
+    find_problems(write(tmp_path, files), *words)
+
+
+def test_no_folder(tmp_path):
+    find_problems(tmp_path / "nowhere", "does not exist", "DATA_DIR")
+    find_problems(write(tmp_path, {"data.zip": b"PK"}) / "data.zip", "is a file", "unpack")
+
+
+def test_two_ids_that_differ_in_case_have_their_own_files(tmp_path):
+    files = {"x.csv": "image_id,lesion_id,dx\na1,1,nv\nA1,2,mel\n", "a1.jpg": None, "A1.jpg": None}
+    if len(list(write(tmp_path, files).iterdir())) < 3:
+        pytest.skip("this file system takes a1 and A1 for one")
+    assert [Path(path).name for path in read_dataset(tmp_path)["path"]] == ["A1.jpg", "a1.jpg"]
+
+
+def test_problems_of_table_and_images_are_reported_together(tmp_path):
+    text = TABLE.replace("80.0", "old").replace("akiec", "x").replace("HAM_1,", "HAM_3,")
+    problems = find_problems(write(tmp_path, {"x.csv": text, **images("", IDS[:2])}))
+    words = ["'x' in line 5", "'old' in line 2", "'HAM_3 is mel'", "ISIC_0000003, ISIC_0000004"]
+    assert len(problems) == 4
+    assert all(word in problem for word, problem in zip(words, problems, strict=True))
+
+
+# The real thing
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real data in ../shared/data")
+@pytest.mark.parametrize(("name", "rows"), [("ham10000-28px", 7955), ("ham10000-original", 188)])
+def test_real_folders(name, rows):
+    table = read_dataset(SHARED / name)
+    assert len(table) == rows == table["path"].nunique()
+    assert read_image(table["path"][0]).dtype == np.uint8
