@@ -24,6 +24,7 @@ __all__ = ["CLASSES", "CLASS_NAMES", "DUPLICATE_PAIRS", "read_dataset", "read_me
 # In the truth of the official test, but not in Dataverse's archive of its images; its weight in the
 # official scorer (PyPI isic-challenge-scoring) is 0.
 UNSCORED_IMAGE = "ISIC_0035068"
+GROUPINGS_HEADER = {"image_id", "lesion_id", "dx_type"}
 
 
 def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
@@ -106,7 +107,7 @@ def _find_tables(files: list[Path], any_other: bool) -> tuple[list[Path], list[P
             continue
         header = metadata.read_header(path)
         has_classes = "dx" in header or metadata.is_truth(header)
-        if "lesiongroupings" in path.name.lower() or ("lesion_id" in header and not has_classes):
+        if "lesiongroupings" in path.name.lower() or header == GROUPINGS_HEADER:
             groupings.append(path)
         elif is_official or ("image_id" in header and has_classes):
             tables.append(path)

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image
 
 from helpers.data import images as module
 from helpers.data.files import InputError
@@ -75,10 +75,18 @@ def test_16_bit_colour(tmp_path):
     assert np.array_equal(read_image(tmp_path / "a.png"), draw_pixels())
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-@pytest.mark.parametrize("form", ["BMP", "WEBP", "JPEG", "MPO"])
+@pytest.mark.parametrize(
+    ("form", "mode"),
+    [
+        ("JPEG", "RGB"),
+        ("JPEG", "L"),
+        ("JPEG", "CMYK"),
+        ("MPO", "RGB"),
+        ("BMP", "RGB"),
+        ("WEBP", "RGB"),
+    ],
+)
 def test_formats(tmp_path, form, mode):
-    mode = mode if form == "JPEG" else "RGB"
     image, more = Image.fromarray(draw_pixels()).convert(mode), [Image.fromarray(GREY)]
     options = {"save_all": True, "append_images": more} if form == "MPO" else {}
     image.save(tmp_path / "a.jpg", form, quality=95, lossless=True, **options)
@@ -96,6 +104,17 @@ def test_harmless_oddities_of_a_writer(tmp_path, old, new):
     assert np.array_equal(read_image(path), expected)
 
 
+TURNS = {  # Exif 2.32, table of orientations: where the first row and column of the file lie
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "16.png", "16.tif"])
 def test_exif_orientation(tmp_path, orientation, suffix):
@@ -103,10 +122,8 @@ def test_exif_orientation(tmp_path, orientation, suffix):
     exif[0x0112] = orientation
     if suffix.startswith("16"):
         pixels = pixels[..., 0].astype(np.uint16) * 256
-    image = Image.fromarray(pixels)
-    image.save(path, exif=exif, quality=95)
-    image.getexif()[0x0112] = orientation
-    upright = np.asarray(ImageOps.exif_transpose(image))
+    Image.fromarray(pixels).save(path, exif=exif, quality=95)
+    upright = np.ascontiguousarray(TURNS.get(orientation, lambda pixels: pixels)(pixels))
     if suffix.startswith("16"):
         upright = np.repeat((upright // 256).astype(np.uint8)[..., None], 3, axis=2)
     assert measure_difference(read_image(path), upright) < 3
@@ -119,7 +136,7 @@ def test_sideways_jpeg_is_not_decoded_too_small(tmp_path):
     exif[0x0112] = 6
     noise = np.random.default_rng(0).integers(0, 256, (100, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = ImageOps.exif_transpose(Image.open(tmp_path / "a.jpg"))
+    upright = Image.fromarray(np.rot90(np.asarray(Image.open(tmp_path / "a.jpg")), -1))
     expected = np.asarray(upright.resize((50, 10), Image.BOX))
     assert measure_difference(read_image(tmp_path / "a.jpg", (10, 50)), expected) < 1
 
@@ -311,15 +328,13 @@ def test_bad_image_is_named(tmp_path, fault, capfd):
 
 
 def test_all_bad_images_are_named_together(tmp_path):
-    table = draw_folder(tmp_path / "data", count=40, height=90, width=120)
-    bad = [0, 7, 20, 39]
+    table, bad = draw_folder(tmp_path / "data", count=40), [0, 7, 39]
     for path in table["path"][bad]:
-        Path(path).write_bytes(cut_half(Path(path).read_bytes()))
-    with pytest.raises(InputError, match="4 of 40 images") as caught:
+        Path(path).write_bytes(b"")
+    with pytest.raises(InputError, match="3 of 40 images") as caught:
         load_images(table, (15, 20), tmp_path / "cache")
-    for path, problem in zip(table["path"][bad], caught.value.problems, strict=True):
-        assert path in problem
-    assert len(load_images(table.drop(bad), (15, 20), tmp_path / "cache")) == 36
+    assert all(path in str(caught.value) for path in table["path"][bad])
+    assert len(load_images(table.drop(bad), (15, 20), tmp_path / "cache")) == 37
 
 
 # The real thing

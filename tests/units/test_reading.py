@@ -27,6 +27,12 @@ for line in TABLE.splitlines()[1:]:
     lesion, image, dx = line.split(",")[:3]
     TRUTH, GROUPS = f"{TRUTH}{image},{ONES[dx]}\n", f"{GROUPS}{image},{lesion},histopathology\n"
 UNSCORED = "ISIC_0035068"
+HMNIST = {"hmnist_28_28_RGB.csv": "pixel0000,label\n1,2\n"}
+
+
+@pytest.fixture(autouse=True)
+def keep_the_cache_apart(tmp_path_factory, monkeypatch):
+    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
 
 
 def write(folder, files):
@@ -53,56 +59,37 @@ def find_problems(folder, *words):
     return caught.value.problems
 
 
-def read_quietly(folder):
-    with warnings.catch_warnings(action="error"):
-        return read_dataset(folder)
-
-
 # Tables with images
 
+JUNK = ("__MACOSX/my.csv", ".x/ISIC_0000001.jpg", "@eaDir/ISIC_0000002.jpg", "._ISIC_0000001.jpg")
 LAYOUTS = {
     "dataverse": {"HAM10000_metadata": TABLE, **images(), "ISIC_0000001_segmentation.png": b"x"},
     "tab": {"HAM10000_metadata.tab": TABLE.replace(",", "\t"), **images("a/b/")},
-    "kaggle": {
-        "HAM10000_metadata.csv": TABLE,
-        "hmnist_28_28_RGB.csv": "pixel0000,label\n1,2\n",
-        **images(),
-        **images("again/ham10000_images_part_1/"),
-    },
+    "kaggle": {"HAM10000_metadata.csv": TABLE, **HMNIST, **images(), **images("again/part_1/")},
     "parts": {"my.csv": TABLE, **images("", IDS[:2]), **images("x/", [*IDS[2:], "ISIC_9"], ".PNG")},
     "bmp": {"my.csv": TABLE, **images("", suffix=".bmp")},
     "webp": {"my.csv": TABLE, **images("", suffix=".webp")},
     "tiff": {"my.csv": TABLE, **images("", suffix=".TIF")},
     "endings": {"my.csv": TABLE.replace(",mel", ".JPG,mel"), **images("mel/")},
     "case": {"my.csv": TABLE.replace("ISIC", "isic"), **images("", suffix=".Jpeg")},
-    "the same table twice": {
-        "HAM10000_metadata": TABLE,
-        "HAM10000_metadata.csv": TABLE,
+    "table twice": {
+        **dict.fromkeys(("HAM10000_metadata", "HAM10000_metadata.csv"), TABLE),
         **images(),
     },
     "other tables": {"a/my.csv": TABLE, "runs/history.csv": "epoch,loss\n1,2\n", **images()},
-    "junk": {
-        "my.csv": TABLE,
-        **images(),
-        **dict.fromkeys(("__MACOSX/my.csv", ".x/ISIC_0000001.jpg", "@eaDir/ISIC_0000002.jpg"), "x"),
-        "._ISIC_0000001.jpg": "x",
-    },
+    "junk": {"my.csv": TABLE, **images(), **dict.fromkeys(JUNK, "x")},
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.filterwarnings("error")
 def test_every_layout_reads_to_the_same_table(tmp_path, layout):
-    table = read_quietly(write(tmp_path, LAYOUTS[layout]))
+    table = read_dataset(write(tmp_path, LAYOUTS[layout]))
     assert list(table["image_id"]) == [Path(path).stem for path in table["path"]] == IDS
-    assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"] and list(table["label"]) == [
-        5,
-        5,
-        4,
-        0,
-    ]
+    assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"]
     assert list(table["group"]) == ["HAM_1", "HAM_1", "HAM_3", "HAM_4"]
     assert list(table)[-3:] == ["path", "label", "group"]
-    assert load_images(table, (3, 4), tmp_path / "cache").shape == (4, 3, 4, 3)
+    assert load_images(table, (3, 4)).shape == (4, 3, 4, 3)
 
 
 @pytest.mark.parametrize("form", ["NFC", "NFD"])
@@ -110,28 +97,24 @@ def test_names_in_another_unicode_form(tmp_path, form):
     names = {"NFC": "l\u00e4sion", "NFD": "la\u0308sion"}
     text = TABLE.replace("ISIC_0000001", names[form])
     other = names["NFD" if form == "NFC" else "NFC"]
-    table = read_quietly(write(tmp_path, {"my.csv": text, **images("", [other, *IDS[1:]])}))
+    table = read_dataset(write(tmp_path, {"my.csv": text, **images("", [other, *IDS[1:]])}))
     assert names["NFC"] in set(table["image_id"])
 
 
-def test_the_challenge_with_groupings_and_without(tmp_path):
-    truth = "ISIC2018_Task3_Training_GroundTruth/ISIC2018_Task3_Training_GroundTruth.csv"
-    groups = "ISIC2018_Task3_Training_LesionGroupings.csv"
-    folder = write(tmp_path, {truth: TRUTH, groups: GROUPS, **images("ISIC2018_Task3_Input/")})
-    table = read_quietly(folder)
+@pytest.mark.parametrize("has_groups", [True, False])
+def test_the_challenge_with_groupings_and_without(tmp_path, has_groups):
+    truth, groups = "x/ISIC2018_Task3_Training_GroundTruth.csv", "y/a.csv"
+    write(tmp_path, {truth: TRUTH, **images(), **({groups: GROUPS} if has_groups else {})})
+    with warnings.catch_warnings(record=True) as caught:
+        table = read_dataset(tmp_path)
     assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"]
-    assert list(table["group"]) == ["HAM_1", "HAM_1", "HAM_3", "HAM_4"]
-    (folder / groups).unlink()
-    with pytest.warns(UserWarning, match="lesion_id is missing in 4 of 4 rows"):
-        table = read_dataset(folder)
-    assert list(table["group"]) == IDS
+    assert list(table["group"]) == (["HAM_1", "HAM_1", "HAM_3", "HAM_4"] if has_groups else IDS)
+    assert len(caught) == (not has_groups)
 
 
-@pytest.mark.parametrize("has_image", [False, True])
-def test_the_image_without_weight_is_left_out_and_named(tmp_path, has_image):
+def test_the_image_without_weight_is_left_out_and_named(tmp_path):
     text = TABLE + f"HAM_9,{UNSCORED},nv,consensus,,,,\n"
-    ids = [*IDS, UNSCORED] if has_image else IDS
-    write(tmp_path, {"ISIC2018_Task3_Test_GroundTruth.csv": text, **images("x/", ids)})
+    write(tmp_path, {"ISIC2018_Task3_Test_GroundTruth.csv": text, **images("x/")})
     with pytest.warns(UserWarning, match=f"{UNSCORED} is left out, 4 images remain"):
         assert list(read_dataset(tmp_path)["image_id"]) == IDS
 
@@ -169,12 +152,9 @@ def test_class_folders_with_a_split(tmp_path):
     ]
     assert list(table["group"]) == list(table["image_id"])
     assert table["path"][3] == str(tmp_path / "Train/melanoma/x.jpg")
-
-
-def test_class_folders_without_a_split(tmp_path):
     with pytest.warns(UserWarning, match="lesion_id"):
-        table = read_dataset(write(tmp_path / "train", dict.fromkeys(["mel/x.jpg", "df/y.jpg"])))
-    assert "split" not in table and list(table["dx"]) == ["mel", "df"]
+        table = read_dataset(tmp_path / "train")
+    assert "split" not in table and set(table["dx"]) <= {"nv", "mel"}
 
 
 def test_wrong_class_folders(tmp_path):
@@ -198,12 +178,9 @@ def write_mnist(path, side=28, changes=None):
     return arrays
 
 
-@pytest.mark.parametrize("side", [28, 64])
-@pytest.mark.parametrize("named", ["folder", "file"])
-def test_dermamnist(tmp_path, monkeypatch, side, named):
-    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "cache"))
-    (tmp_path / "data").mkdir()
-    path = tmp_path / "data" / f"dermamnist_{side}.npz"
+@pytest.mark.parametrize(("side", "named"), [(28, "folder"), (64, "file")])
+def test_dermamnist(tmp_path, side, named):
+    path = tmp_path / f"dermamnist_{side}.npz"
     arrays = write_mnist(path, side)
     with pytest.warns(UserWarning, match="lesion_id is missing in 18 of 18 rows"):
         table = read_dataset(path if named == "file" else path.parent)
@@ -228,12 +205,11 @@ def test_dermamnist(tmp_path, monkeypatch, side, named):
         (None, "zip"),
     ],
 )
-def test_arrays_that_are_no_dermamnist(tmp_path, monkeypatch, changes, word):
-    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "cache"))
-    path = write(tmp_path / "data", {"x.npz": b"PK\x03\x04 half a download"}) / "x.npz"
+def test_arrays_that_are_no_dermamnist(tmp_path, changes, word):
+    path = write(tmp_path, {"x.npz": b"PK\x03\x04 half a download"}) / "x.npz"
     if changes:
         write_mnist(path, changes=changes)
-    find_problems(tmp_path / "data", "x.npz is no DermaMNIST file", word)
+    find_problems(tmp_path, "x.npz is no DermaMNIST file", word)
 
 
 def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
@@ -254,16 +230,10 @@ def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
         ({"a.csv": TABLE, "b.csv": TABLE[:-60], **images()}, ["a.csv, b.csv", "keep one"]),
         ({"x.csv": TABLE, **images("", IDS[1:])}, ["1 of 4 images are missing: ISIC_0000001"]),
         ({"x.csv": "a,b\n1,2\n", **images()}, ["x.csv: it lacks the columns image_id, dx"]),
-        ({"hmnist_28_28_L.csv": "pixel0000,label\n1,2\n"}, ["hmnist_28_28_L.csv", "without image"]),
-        (
-            {"x.csv": TABLE, **images(), "again/ISIC_0000003.jpg": "half"},
-            ["ISIC_0000003", "differ"],
-        ),
-        (
-            {"x.csv": "image_id,dx\na1,nv\nA1,mel\n", "a1.jpg": None},
-            ["2 of 2 images share a file with another: a1, A1"],
-        ),
-        ({"LesionGroupings.csv": GROUPS, **images()}, ["no table of diagnoses"]),
+        (HMNIST, ["hmnist_28_28_RGB.csv", "without image ids", "helpers download"]),
+        ({"x.csv": TABLE, **images(), "b/ISIC_0000003.jpg": "half"}, ["ISIC_0000003", "differ"]),
+        ({"x.csv": "image_id,dx\na1,nv\nA1,mel\n", "a1.jpg": None}, ["share a file", "a1, A1"]),
+        ({"x.csv": GROUPS, **images()}, ["no table of diagnoses"]),
     ],
 )
 def test_faults_are_named(tmp_path, files, words):
@@ -277,9 +247,8 @@ def test_no_folder(tmp_path):
 
 def test_two_ids_that_differ_in_case_have_their_own_files(tmp_path):
     files = {"x.csv": "image_id,lesion_id,dx\na1,1,nv\nA1,2,mel\n", "a1.jpg": None, "A1.jpg": None}
-    if len(list(write(tmp_path, files).iterdir())) < 3:
-        pytest.skip("this file system takes a1 and A1 for one")
-    assert [Path(path).name for path in read_dataset(tmp_path)["path"]] == ["A1.jpg", "a1.jpg"]
+    if len(list(write(tmp_path, files).iterdir())) == 3:  # not where a1 and A1 are one file
+        assert [Path(path).name for path in read_dataset(tmp_path)["path"]] == ["A1.jpg", "a1.jpg"]
 
 
 def test_problems_of_table_and_images_are_reported_together(tmp_path):
