@@ -249,7 +249,7 @@ def _split_lines(text: str) -> Iterator[tuple[int, list[str]]]:
     first = "".join(text.lstrip()[: 2**17].splitlines()[:1])  # also where \r alone ends a line
     mark = re.match(r'"?sep=([,;|\t])', first, re.IGNORECASE)
     delimiter = mark[1] if mark else max(",\t;|", key=first.count)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     for row in reader:
         row = [value.strip() for value in row]
         if any(row) and not (mark and row[0].lower().startswith("sep=")):

@@ -76,17 +76,10 @@ def test_16_bit_colour(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("form", "mode"),
-    [
-        ("JPEG", "RGB"),
-        ("JPEG", "L"),
-        ("JPEG", "CMYK"),
-        ("MPO", "RGB"),
-        ("BMP", "RGB"),
-        ("WEBP", "RGB"),
-    ],
+    "kind", ["JPEG RGB", "JPEG L", "JPEG CMYK", "MPO RGB", "BMP L", "WEBP RGB"]
 )
-def test_formats(tmp_path, form, mode):
+def test_formats(tmp_path, kind):
+    form, mode = kind.split()
     image, more = Image.fromarray(draw_pixels()).convert(mode), [Image.fromarray(GREY)]
     options = {"save_all": True, "append_images": more} if form == "MPO" else {}
     image.save(tmp_path / "a.jpg", form, quality=95, lossless=True, **options)
@@ -98,21 +91,16 @@ def test_formats(tmp_path, form, mode):
 @pytest.mark.parametrize(("old", "new"), [(b"\0\x3f\0", b"\0\x3e\0"), (b"JFIF\0\1", b"JFIF\0\2")])
 def test_harmless_oddities_of_a_writer(tmp_path, old, new):
     path = Path(draw_folder(tmp_path, 1)["path"][0])
-    expected, content = read_image(path), path.read_bytes()
-    assert content.count(old) == 1
-    path.write_bytes(content.replace(old, new))
+    expected = read_image(path)
+    path.write_bytes(path.read_bytes().replace(old, new, 1))
     assert np.array_equal(read_image(path), expected)
 
 
-TURNS = {  # Exif 2.32, table of orientations: where the first row and column of the file lie
-    2: np.fliplr,
-    3: lambda pixels: np.rot90(pixels, 2),
-    4: np.flipud,
-    5: lambda pixels: pixels.swapaxes(0, 1),
-    6: lambda pixels: np.rot90(pixels, -1),
-    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
-    8: np.rot90,
-}
+def turn(pixels, orientation):
+    """As Exif 2.32 says where the first row and column of the file lie in the picture."""
+    pixels = pixels.swapaxes(0, 1) if orientation in (5, 6, 7, 8) else pixels
+    pixels = pixels[::-1] if orientation in (3, 4, 7, 8) else pixels
+    return np.array(pixels[:, ::-1] if orientation in (2, 3, 6, 7) else pixels)
 
 
 @pytest.mark.parametrize("orientation", range(10))
@@ -120,12 +108,11 @@ TURNS = {  # Exif 2.32, table of orientations: where the first row and column of
 def test_exif_orientation(tmp_path, orientation, suffix):
     path, pixels, exif = tmp_path / f"a.{suffix}", draw_pixels(180, 240), Image.Exif()
     exif[0x0112] = orientation
+    upright = turn(pixels, orientation)
     if suffix.startswith("16"):
         pixels = pixels[..., 0].astype(np.uint16) * 256
+        upright = np.repeat(upright[..., :1], 3, axis=2)
     Image.fromarray(pixels).save(path, exif=exif, quality=95)
-    upright = np.ascontiguousarray(TURNS.get(orientation, lambda pixels: pixels)(pixels))
-    if suffix.startswith("16"):
-        upright = np.repeat((upright // 256).astype(np.uint8)[..., None], 3, axis=2)
     assert measure_difference(read_image(path), upright) < 3
     small = np.asarray(Image.fromarray(upright).resize((20, 50), Image.BOX))
     assert measure_difference(read_image(path, (50, 20)), small) < 3
@@ -136,8 +123,8 @@ def test_sideways_jpeg_is_not_decoded_too_small(tmp_path):
     exif[0x0112] = 6
     noise = np.random.default_rng(0).integers(0, 256, (100, 800, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = Image.fromarray(np.rot90(np.asarray(Image.open(tmp_path / "a.jpg")), -1))
-    expected = np.asarray(upright.resize((50, 10), Image.BOX))
+    upright = turn(np.asarray(Image.open(tmp_path / "a.jpg")), 6)
+    expected = np.asarray(Image.fromarray(upright).resize((50, 10), Image.BOX))
     assert measure_difference(read_image(tmp_path / "a.jpg", (10, 50)), expected) < 1
 
 
@@ -187,16 +174,15 @@ def test_rows_are_in_the_order_of_the_table(tmp_path, monkeypatch):
 @pytest.mark.parametrize("change", ["size", "bytes", "time", "order", "ids", "fewer"])
 def test_whatever_the_pixels_depend_on_makes_a_new_cache(tmp_path, change):
     table, size = draw_folder(tmp_path / "data"), (15, 20)
-    path = Path(table["path"][2])
+    path, stat = Path(table["path"][2]), Path(table["path"][2]).stat()
     load_images(table, size, tmp_path / "cache")
     if change == "size":
         size = (20, 15)
     elif change == "bytes":
-        stat = path.stat()
         path.write_bytes(path.read_bytes() + b"\0")
-        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        os.utime(path, ns=(0, stat.st_mtime_ns))
     elif change == "time":
-        os.utime(path, ns=(0, path.stat().st_mtime_ns + 1000))
+        os.utime(path, ns=(0, stat.st_mtime_ns + 1000))
     elif change == "ids":
         table["image_id"] += "x"
     else:
@@ -206,17 +192,17 @@ def test_whatever_the_pixels_depend_on_makes_a_new_cache(tmp_path, change):
     assert np.array_equal(pixels[0], read_image(table["path"].iloc[0], size))
 
 
-@pytest.mark.parametrize("damage", ["empty", "half", "other", "pickle"])
+@pytest.mark.parametrize("damage", [b"", b"half", np.zeros((6, 20, 15, 3), np.uint8), [{}]])
 def test_damaged_cache_is_made_again(tmp_path, damage):
     table = draw_folder(tmp_path / "data")
     expected = np.array(load_images(table, (15, 20), tmp_path / "cache"))
     cache = next((tmp_path / "cache").glob("*.npy"))
     content = cache.read_bytes()
     cache.unlink()  # the mapping of the first call lives on
-    if damage in ("other", "pickle"):
-        np.save(cache, np.zeros((6, 20, 15, 3), np.uint8) if damage == "other" else [{}])
+    if isinstance(damage, bytes):
+        cache.write_bytes(damage and content[:-1])
     else:
-        cache.write_bytes(content[: len(content) // 2 if damage == "half" else 0])
+        np.save(cache, damage)
     assert np.array_equal(load_images(table, (15, 20), tmp_path / "cache"), expected)
 
 
@@ -250,14 +236,12 @@ def test_of_two_processes_one_is_killed_while_it_writes(tmp_path):
 
 
 def test_threads_at_the_same_time_decode_once_and_agree(tmp_path, monkeypatch):
-    table, decoded = draw_folder(tmp_path / "data", count=30), []
-    monkeypatch.setattr(
-        module, "read_image", lambda *args: decoded.append(args) or read_image(*args)
-    )
+    table, decode, decoded = draw_folder(tmp_path / "data", 30), module.decode_images, []
+    monkeypatch.setattr(module, "decode_images", lambda *args: decoded.append(1) or decode(*args))
     with ThreadPoolExecutor(4) as pool:
         calls = [pool.submit(load_images, table, (15, 20), tmp_path / "cache") for _ in range(4)]
     assert all(np.array_equal(call.result(), calls[0].result()) for call in calls)
-    assert len(decoded) == 30
+    assert len(decoded) == 1
 
 
 @pytest.mark.parametrize("fault", ["a file in its place", "too small a disk"])
@@ -288,10 +272,7 @@ def make_hole(data):
     return cut_half(data) + bytes(200) + data[len(data) // 2 + 200 :]
 
 
-def save_as(form, pixels):
-    return lambda _: cv2.imencode(form, pixels)[1].tobytes()
-
-
+PNG = cv2.imencode(".png", draw_pixels())[1].tobytes()
 FAULTS = {
     "empty": (lambda data: b"", "empty"),
     "text": (lambda data: b"<html>403 Forbidden</html>", "not an image"),
@@ -299,10 +280,13 @@ FAULTS = {
     "half": (cut_half, "end of JPEG"),
     "half with an end": (lambda data: cut_half(data) + b"\xff\xd9", "end of"),
     "hole": (make_hole, "Corrupt JPEG"),
-    "png half": (lambda data: cut_half(save_as(".png", draw_pixels())(data)), ""),
-    "png hole": (lambda data: make_hole(save_as(".png", draw_pixels())(data)), ""),
+    "png half": (lambda data: cut_half(PNG), ""),
+    "png hole": (lambda data: make_hole(PNG), ""),
     "bomb": (lambda data: data.replace(b"\x00\x5a\x00\x78", b"\xff\xff\xff\xff", 1), ""),
-    "32-bit": (save_as(".tiff", np.ones((5, 5), np.float32)), "32-bit"),
+    "32-bit": (
+        lambda data: cv2.imencode(".tiff", np.ones((5, 5), np.float32))[1].tobytes(),
+        "32-bit",
+    ),
     "gone": (None, "No such file"),
 }
 
@@ -341,12 +325,8 @@ def test_all_bad_images_are_named_together(tmp_path):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real data in ../shared/data")
-@pytest.mark.parametrize(
-    ("name", "step", "size", "limit"),
-    [("ham10000-28px", 400, (28, 28), 0.5), ("ham10000-original", 6, (75, 100), 1.5)],
-)
-def test_real_images_are_near_pillows(tmp_path, name, step, size, limit):
-    table = read_dataset(SHARED / name)[::step]
-    pixels = load_images(table, size, tmp_path)
-    expected = np.stack([Image.open(path).resize(size[::-1], Image.BOX) for path in table["path"]])
-    assert measure_difference(pixels, expected) < limit
+def test_real_images_are_near_pillows(tmp_path):
+    table = read_dataset(SHARED / "ham10000-original")[::6]
+    pixels = load_images(table, (75, 100), tmp_path)
+    expected = np.stack([Image.open(path).resize((100, 75), Image.BOX) for path in table["path"]])
+    assert measure_difference(pixels, expected) < 1.5

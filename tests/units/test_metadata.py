@@ -33,7 +33,6 @@ ISIC_0000001,HAM_1,serial imaging showing no change
 ISIC_0000003,HAM_3,clinical
 """
 COUNTS = {"akiec": 327, "bcc": 514, "bkl": 1099, "df": 115, "mel": 1113, "nv": 6705, "vasc": 142}
-TEST_COUNTS = {"akiec": 43, "bcc": 93, "bkl": 217, "df": 44, "mel": 171, "nv": 909, "vasc": 35}
 
 
 def read(folder, text, groups=None):
@@ -46,10 +45,8 @@ def read(folder, text, groups=None):
 
 
 def find_problems(folder, text, groups=None):
-    with pytest.raises(InputError) as caught:
+    with pytest.raises(InputError, match=r"table\.csv") as caught:
         read(folder, text, groups)
-    assert "table.csv" in str(caught.value)
-    assert all(problem in str(caught.value) for problem in caught.value.problems)
     return caught.value.problems
 
 
@@ -63,10 +60,7 @@ def change(old, new, text=TEXT):
 
 def test_values_and_types(tmp_path):
     table = read(tmp_path, TEXT)
-    assert list(table) == [
-        *("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization", "dataset"),
-        *("label", "group"),
-    ]
+    assert list(table) == ["image_id", "lesion_id", *HEADER.split(",")[2:], "label", "group"]
     assert list(table["image_id"]) == [f"ISIC_000000{n}" for n in (1, 2, 3, 4)]
     assert list(table["dx"]) == ["nv", "nv", "mel", "akiec"]
     assert list(table["label"]) == [5, 5, 4, 0] and table["label"].dtype == "int64"
@@ -80,7 +74,6 @@ def test_values_and_types(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [
-        TEXT.replace(",", ";"),
         TEXT.replace(",", ";").replace("80.5", "80,5"),
         TEXT.replace(",", "\t").encode("utf-16"),
         TEXT.encode("utf-8-sig"),
@@ -88,9 +81,8 @@ def test_values_and_types(tmp_path):
         '"sep=\t"\n' + TEXT.replace(",", "\t"),
         TEXT.replace("\n", "\r"),
         TEXT.replace("\n", ",,\n"),
-        TEXT.replace("\n", "\n\n,,,,,,,\n").replace(",", ' ,"').replace(',"', ","),
+        TEXT.replace("\n", "\n\n,,,,,,,\n").replace(",", " , ").replace("scalp", '"scalp"'),
         TEXT.replace("dx,", "dx,note,").replace(",histo", ",x,histo").replace(",foll", ",,foll"),
-        TEXT.replace("scalp", '"scalp"').replace("HAM_3", ' "HAM_3"').replace(' "', '"'),
         "\n".join([HEADER, *ROWS[::-1]]),
     ],
 )
@@ -101,10 +93,9 @@ def test_exports_of_spreadsheets_read_to_the_same_table(tmp_path, content):
 @pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "None", "unknown", "-", "#N/A", "\u2013"])
 def test_missing_in_every_spelling_and_column(tmp_path, word):
     row = f"HAM_3,ISIC_0000003,mel,{word},{word},{word},{word},{word}"
-    table = read(tmp_path, change(ROWS[0], row)).set_index("image_id")
-    values = table.loc["ISIC_0000003"]
-    columns = ["dx_type", "sex", "localization", "dataset"]
-    assert list(values[columns]) == ["unknown"] * 4 and pd.isna(values["age"])
+    values = read(tmp_path, change(ROWS[0], row)).set_index("image_id").loc["ISIC_0000003"]
+    assert set(values[["dx_type", "sex", "localization", "dataset"]]) == {"unknown"}
+    assert pd.isna(values["age"])
 
 
 @pytest.mark.parametrize("word", ["", "NA", "none"])
@@ -116,11 +107,7 @@ def test_a_missing_lesion_id_is_a_lesion_of_its_own(tmp_path, word):
     assert list(table["lesion_id"]) == list(table["group"]) == expected
 
 
-def test_columns_that_are_missing(tmp_path):
-    (tmp_path / "a.csv").write_text("image_id,dx\nb,nevus\na,Melanoma\n")
-    with pytest.warns(UserWarning, match="lesion_id is missing in 2 of 2 rows"):
-        table = read_metadata(tmp_path / "a.csv")
-    assert list(table["lesion_id"]) == ["a", "b"] and set(table["sex"]) == {"unknown"}
+def test_a_misspelt_column_is_named(tmp_path):
     (tmp_path / "a.csv").write_text(TEXT.replace("localization", "place"))
     with pytest.warns(UserWarning, match="columns localization are missing in it.*place"):
         assert set(read_metadata(tmp_path / "a.csv")["localization"]) == {"unknown"}
@@ -164,9 +151,8 @@ def test_columns_and_ids_in_other_words(tmp_path, old, new):
     pd.testing.assert_frame_equal(read(tmp_path, change(old, new)), read(tmp_path, TEXT))
 
 
-@pytest.mark.parametrize("words", [("train", "val", "test"), ("Training", "valid", "TESTING")])
-def test_the_split_is_kept(tmp_path, words):
-    words = ["split", *words, words[0]]
+def test_the_split_is_kept_in_any_spelling(tmp_path):
+    words = ["split", "train", "valid", "TESTING", "Training"]
     text = "\n".join(f"{line},{word}" for line, word in zip([HEADER, *ROWS], words, strict=True))
     assert list(read(tmp_path, text)["split"]) == ["val", "test", "train", "train"]
 
@@ -189,83 +175,76 @@ def test_classes_are_read_by_name(tmp_path):
     assert list(read(tmp_path, truth, groups)["dx"]) == ["df", "mel"]
 
 
-FAULTS_OF_TRUTH = [
-    ("image,", "id,", ["lacks the columns image_id"]),
-    ("BCC", "nevus", ["columns nv twice"]),
-    ("3,1.0,", "3,0.0,", ["not a 1 and else 0", "line 2"]),
-    ("1,0.0,1.0", "1,0.5,0.5", ["not a 1 and else 0", "line 3"]),
-    ("1,0.0,1.0", "1,,1.0", ["not a 1 and else 0", "line 3"]),
-    ("1,0.0,1.0", "1,1.0", ["line 3 has not 8 values"]),
-    ("BCC,AKIEC", "BCC,SCC", ["dx must be one of akiec", "'scc' in line 5"]),
-    ("ISIC_0000001,0.0,1.0", "ISIC_0000001,1.0,0.0", ["'HAM_1 is mel' in line 3", "line 4"]),
-]
-FAULTS_OF_GROUPS = [
-    ("lesion_id", "lesion", ["groups.csv: it lacks the columns lesion_id"]),
-    ("0004,HAM_4", "0004,HAM_3", ["HAM_3 is mel", "HAM_3 is akiec"]),
-    ("ISIC_0000003", "ISIC_0000004", ["groups.csv: image_id", "'ISIC_0000004' in line 2, 5"]),
-    ("0003,HAM_3", "0003;HAM_3", ["groups.csv: line 5 has not 3 values"]),
-]
-
-
-@pytest.mark.parametrize(("old", "new", "words"), FAULTS_OF_TRUTH + FAULTS_OF_GROUPS)
-def test_faults_of_the_challenge(tmp_path, old, new, words):
-    texts = {"truth": TRUTH, "groups": GROUPS}
-    name = "truth" if (old, new, words) in FAULTS_OF_TRUTH else "groups"
-    texts[name] = change(old, new, texts[name])
-    text = " ".join(find_problems(tmp_path, *texts.values()))
-    assert all(word in text for word in words), text
-
-
 # Duplicates
 
 
 @pytest.mark.parametrize(
     ("pairs", "lesions", "groups"),
     [
-        (DUPLICATE_PAIRS, [(f"{k}a", f"{k}b") for k in range(20)], {f"{k}a" for k in range(20)}),
-        (DUPLICATE_PAIRS[:3], [("b", "c"), ("d", "e"), ("e", "c")], {"b"}),
-        ([DUPLICATE_PAIRS[0][:1]], [("HAM_1",)], {"HAM_1"}),
+        (DUPLICATE_PAIRS, range(40), {f"{k}" for k in range(0, 40, 2)}),
+        (DUPLICATE_PAIRS[:3], "bcdeec", {"b"}),
+        ([DUPLICATE_PAIRS[0][:1]], "b", {"b"}),
     ],
 )
 def test_published_duplicates_are_one_lesion(tmp_path, pairs, lesions, groups):
-    names = zip(sum(map(tuple, pairs), ()), sum(lesions, ()), strict=True)
-    rows = [f"{lesion},{image.lower()}.jpg,nv,histo,5,male,back,x" for image, lesion in names]
+    names = [image for pair in pairs for image in pair]
+    rows = [f"{k},{image.lower()}.jpg,nv,,,,," for k, image in zip(lesions, names, strict=True)]
     table = read(tmp_path, "\n".join([HEADER, *rows]))
-    assert len({image for pair in DUPLICATE_PAIRS for image in pair}) == 40
-    assert set(table["group"]) == groups
+    assert len(set(names)) == len(names) and set(table["group"]) == groups
 
 
 # Faults
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("", ["empty"]),
-        (",,,\n,,,\n", ["empty"]),
-        (HEADER, ["no rows"]),
-        ("<!DOCTYPE html>\n<html><body>403</body></html>\n", ["lacks", "image_id", "doctype"]),
-        (change("scalp", "Kopfhäut").encode("latin-1"), ["utf-8"]),
-        (b"PK\x03\x04\xff\x00", ["utf-8", "save it as CSV"]),
-        (b"\x00" * 200_000, ["cannot be read"]),
-        ("pixel0000,pixel0001,label\n1,2,0\n" * 10, ["without image ids", "helpers download"]),
-        (change("dx_type", "dx"), ["columns dx twice"]),
-        (change(ROWS[3], "HAM_4,ISIC_0000004,akiec"), ["line 5", "8 values"]),
-        (change(",mel,", ",melanom,"), ["dx must be one of akiec, bcc,", "'melanom' in line 2"]),
-        (change(",akiec,", ",NA,"), ["dx must be", "'' in line 5"]),
-        (change("1,nv", "1,mel"), ["'HAM_1 is mel' in line 3", "'HAM_1 is nv' in line 4"]),
-        (change("80.5", "old"), ["age must be 0 to 120", "'old' in line 2"]),
-        (change("80.5", "-5"), ["'-5' in line 2"]),
-        (change("80.5", "inf"), ["'inf' in line 2"]),
-        (change("ISIC_0000004", ""), ["image_id must be filled in", "line 5"]),
-        (change("ISIC_0000004", "isic_0000003.jpg"), ["image_id must be there once", "line 2, 5"]),
-        (TEXT.replace("\n", ",dev\n").replace("dev", "split", 1), ["split", "'dev' in line 2"]),
-    ],
-)
+FAULTS = [
+    ("", ["empty"]),
+    (",,,\n,,,\n", ["empty"]),
+    (HEADER, ["no rows"]),
+    ("<!DOCTYPE html>\n<html><body>403</body></html>\n", ["lacks", "image_id", "doctype"]),
+    (change("scalp", "Kopfhäut").encode("latin-1"), ["utf-8"]),
+    (b"PK\x03\x04\xff\x00", ["utf-8", "save it as CSV"]),
+    (b"\x00" * 200_000, ["cannot be read"]),
+    ("pixel0000,pixel0001,label\n1,2,0\n" * 10, ["without image ids", "helpers download"]),
+    (change("dx_type", "dx"), ["columns dx twice"]),
+    (change(ROWS[3], "HAM_4,ISIC_0000004,akiec"), ["line 5", "8 values"]),
+    (change(",mel,", ",melanom,"), ["dx must be one of akiec, bcc,", "'melanom' in line 2"]),
+    (change(",akiec,", ",NA,"), ["dx must be", "'' in line 5"]),
+    (change("1,nv", "1,mel"), ["'HAM_1 is mel' in line 3", "'HAM_1 is nv' in line 4"]),
+    (change("80.5", "old"), ["age must be 0 to 120", "'old' in line 2"]),
+    (change("80.5", "-5"), ["'-5' in line 2"]),
+    (change("80.5", "inf"), ["'inf' in line 2"]),
+    (change("ISIC_0000004", ""), ["image_id must be filled in", "line 5"]),
+    (change("ISIC_0000004", "isic_0000003.jpg"), ["image_id must be there once", "line 2, 5"]),
+    (TEXT.replace("\n", ",dev\n").replace("dev", "split", 1), ["split", "'dev' in line 2"]),
+    # the challenge
+    (change("3,1.0,", "3,0.0,", TRUTH), ["not a 1 and else 0", "line 2"]),
+    (change("1,0.0,1.0", "1,0.5,0.5", TRUTH), ["not a 1 and else 0", "line 3"]),
+    (change("1,0.0,1.0", "1,,1.0", TRUTH), ["not a 1 and else 0", "line 3"]),
+    (change("BCC,AKIEC", "BCC,SCC", TRUTH), ["dx must be one of akiec", "'scc' in line 5"]),
+    (change("image,", "id,", TRUTH), ["lacks the columns image_id"]),
+    (change("BCC", "nevus", TRUTH), ["columns nv twice"]),
+]
+
+
+@pytest.mark.parametrize(("content", "words"), FAULTS)
 def test_faults_are_named(tmp_path, content, words):
     problems = find_problems(tmp_path, content)
     assert len(problems) == 1
     assert all(word in problems[0] for word in words), problems
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("lesion_id", "lesion", ["it lacks the columns lesion_id"]),
+        ("0004,HAM_4", "0004,HAM_3", ["HAM_3 is mel", "HAM_3 is akiec"]),
+        ("ISIC_0000003", "ISIC_0000004", ["image_id", "'ISIC_0000004' in line 2, 5"]),
+        ("0003,HAM_3", "0003;HAM_3", ["line 5 has not 3 values"]),
+    ],
+)
+def test_faults_of_groupings(tmp_path, old, new, words):
+    (problem,) = find_problems(tmp_path, TRUTH, change(old, new, GROUPS))
+    assert all(word in problem for word in ["groups.csv", *words]), problem
 
 
 def test_all_problems_are_reported_together(tmp_path):
@@ -309,4 +288,4 @@ def test_official_metadata():
     confirmed = {"histo": 5340, "follow_up": 3704, "consensus": 902, "confocal": 69}
     assert table["dx_type"].value_counts().to_dict() == confirmed
     table = read_metadata(SHARED / "metadata" / "ISIC2018_Task3_Test_GroundTruth.csv")
-    assert len(table) == 1512 and table["dx"].value_counts().to_dict() == TEST_COUNTS
+    assert len(table) == 1512 and (table["dx"] == "nv").sum() == 909
