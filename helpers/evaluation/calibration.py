@@ -18,6 +18,7 @@ DRAWS = 100  # sets of labels for the error by chance
 BINS = 15
 FEWEST_IMAGES = 200  # that a reliability diagram needs
 SENSITIVITIES = (0.90, 0.95)  # wanted of an operating point
+FIGURES = ("sensitivity", "specificity")
 ANSWERED_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)
 
 
@@ -176,7 +177,7 @@ def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFram
     another one is not in it.
 
     Args:
-        thresholds: as from `choose_operating_points`, at least one.
+        thresholds: as from `choose_operating_points`.
         p: calibrated as those that the thresholds were chosen on.
 
     Returns:
@@ -188,8 +189,9 @@ def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFram
         positive, score = ask(question, p)
         hits += [score >= threshold, score < threshold]
         counted += [positive, ~positive]
-        index += [(question, wanted, "sensitivity"), (question, wanted, "specificity")]
-    shares = estimate_shares(np.stack(hits, axis=1), np.stack(counted, axis=1), p)
+        index += [(question, wanted, figure) for figure in FIGURES]
+    hits, counted = (np.reshape(flags, (-1, len(p))).T.astype(bool) for flags in (hits, counted))
+    shares = estimate_shares(hits, counted, p)
     shares.index = pd.MultiIndex.from_tuples(index, names=["question", "wanted", "figure"])
     return shares
 
@@ -206,8 +208,9 @@ def count_per_thousand(points: pd.DataFrame, prevalence: float) -> pd.DataFrame:
         rightly_cleared, 1,000 together; missed_at_worst and false_alarms_at_worst, at the lower
         ends of the intervals; ppv: the share of the alarms that are right.
     """
-    value = points["value"].unstack("figure", sort=False)
-    worst = 1 - points["low"].unstack("figure", sort=False)
+    table = points[["value", "low"]].unstack("figure", sort=False).astype(float)
+    table = table.reindex(columns=pd.MultiIndex.from_product([["value", "low"], FIGURES]))
+    value, worst = table["value"], 1 - table["low"]
     ill = 1000 * prevalence
     found, alarms = value["sensitivity"] * ill, (1 - value["specificity"]) * (1000 - ill)
     counts = {

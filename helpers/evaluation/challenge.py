@@ -24,9 +24,9 @@ FIGURES = (*ANSWERS, "auc", "auc_sens_80", "ap")
 THRESHOLD = 0.5  # a class is answered, for its own figures, where its probability is above
 
 
-def is_official(p: Predictions) -> bool:
-    """Tell whether the images are those of the official test."""
-    return bool(p.table["image_id"].between(FIRST_ID, LAST_ID).all())
+def is_official(table: pd.DataFrame) -> bool:
+    """Tell whether the images of a table are those of the official test."""
+    return bool(table["image_id"].between(FIRST_ID, LAST_ID).all())
 
 
 def score_challenge(p: Predictions) -> pd.DataFrame:

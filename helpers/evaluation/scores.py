@@ -291,7 +291,8 @@ def write_intervals(table: pd.DataFrame) -> pd.Series:
         why = "too few lesions" if row.get("lesions", 0) < FEWEST else "no interval"
         return f"{text} ({why})" if np.isnan(row["low"]) else f"{text} [{low}, {high}]"
 
-    return table.apply(write, axis=1).astype(object)
+    texts = [write(row) for _, row in table.iterrows()]
+    return pd.Series(texts, index=table.index, dtype=object)
 
 
 def write_share(share: float) -> str:

@@ -197,9 +197,9 @@ def test_intervals_without_ties_are_those_of_the_scores():
 
 def test_official_test_is_known_by_its_images():
     p = make_case(0)
-    assert not challenge.is_official(p)
+    assert not challenge.is_official(p.table)
     p.table["image_id"] = [f"ISIC_00{number}" for number in range(34524, 34584)]
-    assert challenge.is_official(p)
+    assert challenge.is_official(p.table)
 
 
 def test_submission_goes_by_name(tmp_path):

@@ -86,7 +86,11 @@ def test_questions_that_cannot_be_asked_are_left_out():
     basal = predict([0, 1], np.eye(2), ("bcc", "nv"))
     assert calibration.choose_operating_points(basal).index.unique("question") == ["malignant"]
     benign = predict([0, 1], np.eye(2), ("df", "nv"))
-    assert calibration.choose_operating_points(benign).empty
+    thresholds = calibration.choose_operating_points(benign)
+    points = calibration.judge_operating_points(thresholds, benign)
+    told = scores.write_intervals(points).unstack("figure", sort=False)
+    assert thresholds.empty and points.empty and told.empty
+    assert calibration.count_per_thousand(points, 0.05).empty
     groups = scores.score_groups(benign, threshold=np.nan)
     assert groups.index.unique("figure").tolist() == ["accuracy", "baseline"]
 
