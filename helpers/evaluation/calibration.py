@@ -72,13 +72,10 @@ def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
     own, from the validation images of that fold.
 
     Args:
-        run: with `predictions` and `path`.
+        run: with `predictions` and `path`; an InputError names folds without validation images.
 
     Returns:
         The calibrated predictions, in the same order, and the temperatures in that of the folds.
-
-    Raises:
-        InputError: folds without validation images.
     """
     p = run.predictions
     folds = p.table.get("fold", pd.Series(0, p.table.index)).to_numpy()
@@ -96,13 +93,11 @@ def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
 
 
 def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:
-    """Make the table behind a reliability diagram: how sure the answers are, how often right.
-
-    The confidence of an answer is its probability. Each bin holds as many images as the others.
+    """Make the table behind a reliability diagram, of bins that hold as many images each.
 
     Returns:
-        A row per bin, the least sure answers first: confidence (its mean), and the share of right
-        answers as from `scores.estimate_shares`.
+        A row per bin, the least sure answers first: confidence (the mean probability of the
+        answers), and the share of right ones as from `scores.estimate_shares`.
     """
     confidence = p.probabilities.max(axis=1)
     number = np.argsort(np.argsort(confidence, kind="stable")) * bins // len(p)
@@ -116,9 +111,8 @@ def score_calibration(p: Predictions) -> dict[str, float]:
 
     Returns:
         log_loss (nats, 0 is perfect); calibration_error, the mean gap between confidence and share
-        of right answers over bins of equal width (ECE; Guo et al. 2017, equation 3);
-        error_by_chance, its mean over `DRAWS` sets of labels drawn from the probabilities
-        themselves: on few images even a perfect model shows an error.
+        of right answers over bins of equal width (ECE; Guo et al. 2017, equation 3); and
+        error_by_chance, that of labels drawn from the probabilities themselves.
     """
     chosen = _take_logarithm(p)[np.arange(len(p)), p.labels]
     edges = p.probabilities.cumsum(axis=1)[:, :-1]
@@ -138,9 +132,6 @@ def choose_threshold(positive: np.ndarray, scores: np.ndarray, sensitivity: floa
         positive: bool (N,), which images have what is looked for, at least one.
         scores: float (N,), higher means more likely.
         sensitivity: wanted share of the positive images that are answered, above 0, at most 1.
-
-    Returns:
-        The threshold: one of the scores of the positive images.
     """
     if not np.any(positive) or not 0 < sensitivity <= 1:
         raise ValueError(
@@ -153,11 +144,9 @@ def choose_threshold(positive: np.ndarray, scores: np.ndarray, sensitivity: floa
 
 
 def choose_operating_points(validation: Predictions) -> pd.Series:
-    """Choose the thresholds of `QUESTIONS` for `SENSITIVITIES` on the validation part.
+    """Choose the thresholds, 0 … 1, of `QUESTIONS` for `SENSITIVITIES` on the validation part.
 
-    Returns:
-        The threshold, 0 … 1, by question and wanted sensitivity. A question is left out where no
-        validation image has what is looked for: it cannot be asked.
+    A question is left out where no image has what is looked for: it cannot be asked.
     """
     asked = {question: ask(question, validation) for question in QUESTIONS}
     thresholds = {
@@ -171,17 +160,13 @@ def choose_operating_points(validation: Predictions) -> pd.Series:
 
 
 def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFrame:
-    """Judge thresholds that were chosen on other images.
+    """Judge thresholds that were chosen on other images, calibrated alike.
 
     The interval is that of this very threshold: that another validation part would have led to
     another one is not in it.
 
-    Args:
-        thresholds: as from `choose_operating_points`.
-        p: calibrated as those that the thresholds were chosen on.
-
     Returns:
-        The index (question, wanted, figure) with figure sensitivity or specificity, and the
+        The index (question, wanted, figure), with the figures sensitivity and specificity, and the
         columns of `scores.estimate_shares`.
     """
     hits, counted, index = [], [], []
@@ -197,10 +182,10 @@ def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFram
 
 
 def count_per_thousand(points: pd.DataFrame, prevalence: float) -> pd.DataFrame:
-    """Count what operating points mean for 1,000 images.
+    """Count what `judge_operating_points` means for 1,000 images.
 
     Args:
-        points: as from `judge_operating_points`.
+        points: its table.
         prevalence: share of images that have what is looked for, 0 … 1.
 
     Returns:
@@ -250,8 +235,7 @@ def score_selection(p: Predictions) -> pd.DataFrame:
     """Read the curve of `trace_selection` at `ANSWERED_SHARES`.
 
     Returns:
-        A row per answered share: the columns of `scores.estimate_shares` (of the accuracy),
-        balanced_accuracy and classes.
+        The columns of `scores.estimate_shares` (of the accuracy), balanced_accuracy and classes.
     """
     rank = np.argsort(np.argsort(-p.probabilities.max(axis=1), kind="stable"))
     numbers = np.array([max(1, round(share * len(p))) for share in ANSWERED_SHARES])
@@ -262,11 +246,7 @@ def score_selection(p: Predictions) -> pd.DataFrame:
 
 
 def find_surest_errors(p: Predictions, images: int = 12) -> pd.DataFrame:
-    """List the images whose wrong answer was the most probable, the surest first.
-
-    Returns:
-        image_id, dx (the truth), answer, probability (of the answer) and probability_of_dx.
-    """
+    """List the wrong answers, the most probable first, with the probability of the truth."""
     table = p.table[["image_id", "dx"]].assign(
         answer=np.array(p.classes)[p.answers],
         probability=p.probabilities.max(axis=1),

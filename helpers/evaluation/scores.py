@@ -1,9 +1,9 @@
 """Scores of predicted probabilities: over all images, by class and by group, with 95 % intervals.
 
-Means over classes and rankings get the percentile interval of a bootstrap over lesions, since the
-images of a lesion are not independent (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
-ch. 13). Shares, such as a sensitivity, get the interval of Wilson (JASA 22:209, 1927) for their
-effective number of images, which holds near 0 and 1 too. Fewer lesions than `FEWEST` get none.
+The images of a lesion are not independent. Means over classes and rankings get the percentile
+interval of a bootstrap over lesions (Efron & Tibshirani, An Introduction to the Bootstrap, 1993,
+ch. 13), shares such as a sensitivity that of Wilson (JASA 22:209, 1927) for their effective number
+of images, which holds near 0 and 1 too. Fewer than `FEWEST` lesions get none.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,8 @@ TAILS = (0.025, 0.975)
 # What is looked for, and the classes that count as it.
 QUESTIONS = {"melanoma": ("mel",), "malignant": ("mel", "bcc", "akiec")}
 # Column of the table to its name among the groups of images.
-ATTRIBUTES = {
-    "sex": "sex",
-    "age": "age",
-    "localization": "site",
-    "dataset": "source",
-    "dx_type": "diagnosis by",
-}
+ATTRIBUTES = {"sex": "sex", "age": "age", "localization": "site", "dataset": "source"}
+ATTRIBUTES["dx_type"] = "diagnosis by"
 AGE_EDGES = (30, 45, 60, 75)  # years; a band begins at each
 GROUP_FIGURES = ("accuracy", "baseline", "sensitivity", "specificity")
 
@@ -52,12 +47,12 @@ def score_with_intervals(p: Predictions, adjusted: Predictions | None = None) ->
 
     Args:
         p: what the model answered.
-        adjusted: the same images with the probabilities adjusted to equally frequent classes
-            (`calibration.adjust_prior`); adds their balanced accuracy as PRIOR_ADJUSTED.
+        adjusted: the same adjusted to equally frequent classes (`calibration.adjust_prior`), whose
+            balanced accuracy is added as PRIOR_ADJUSTED.
 
     Returns:
-        A table with the index SCORES (and PRIOR_ADJUSTED) and the columns value, low, high, and
-        small_classes: how many of the averaged classes rest on fewer than FEWEST lesions.
+        A row per score: value, low, high, and small_classes: how many of the averaged classes rest
+        on fewer than FEWEST lesions.
     """
     _check(p)
     names = [*SCORES, PRIOR_ADJUSTED] if adjusted else list(SCORES)
@@ -67,8 +62,7 @@ def score_with_intervals(p: Predictions, adjusted: Predictions | None = None) ->
         return np.c_[found, _score_answers(adjusted, weights)[:, 1]] if adjusted else found
 
     table = estimate_scores(score, p).set_axis(names)
-    is_right = p.answers == p.labels
-    shares = estimate_shares(is_right[:, None], np.ones((len(p), 1)), p)
+    shares = estimate_shares((p.answers == p.labels)[:, None], np.ones((len(p), 1)), p)
     table.loc["accuracy"] = shares.loc[0, ["value", "low", "high"]]
     lesions = pd.Series(p.groups).groupby(p.labels).nunique()
     table["small_classes"] = [0, *[int((lesions < FEWEST).sum())] * (len(table) - 1)]
@@ -81,11 +75,7 @@ def score_majority(p: Predictions) -> float:
 
 
 def score_classes(p: Predictions) -> pd.DataFrame:
-    """Make the table of images, precision, recall (sensitivity), F1 and AUC, a row per class.
-
-    A figure that is not defined is nan (precision of a class that was never answered, AUC of a
-    class that does not occur).
-    """
+    """Make the table of images, precision, recall, F1 and AUC by class; nan where undefined."""
     _check(p)
     precision, recall, f1, images = precision_recall_fscore_support(
         p.labels, p.answers, labels=range(len(p.classes)), zero_division=np.nan
@@ -98,13 +88,11 @@ def score_classes(p: Predictions) -> pd.DataFrame:
 def judge_classes(p: Predictions) -> pd.DataFrame:
     """Judge each class that occurs against the others, with intervals.
 
-    From the answers: sensitivity, specificity, ppv and npv (share of the answers for, and against,
-    the class that were right). From the probabilities: auc and average_precision.
-
     Returns:
-        The index (dx, figure) and the columns of `estimate_shares`; images and lesions are those
-        behind the figure: of the class for sensitivity, auc and average_precision, so answered for
-        ppv. A figure that is not defined is nan; a ranking without error has no interval.
+        The index (dx, figure), with sensitivity, specificity, ppv, npv, auc and average_precision,
+        and the columns of `estimate_shares`; images and lesions are those behind the figure: of the
+        class for sensitivity, auc and average_precision, so answered for ppv. What is not defined
+        is nan; a ranking without error has no interval.
     """
     _check(p)
     known = np.unique(p.labels)
@@ -136,15 +124,14 @@ def score_groups(p: Predictions, threshold: float) -> pd.DataFrame:
 
     Args:
         p: calibrated predictions.
-        threshold: of the operating point for malignant-or-not; nan where there is none: then
-            without sensitivity and specificity.
+        threshold: for malignant-or-not; nan for none: then without sensitivity and specificity.
 
     Returns:
-        The index (attribute, value, figure), first ("all", "all", …), and the columns of
-        `estimate_shares`: accuracy; baseline (what always answering the group's commonest class
-        would score); sensitivity and specificity for malignant-or-not. Then difference (the group
-        minus all other images), difference_low and difference_high: the interval of Newcombe
-        (Statistics in Medicine 17:873, 1998, method 10).
+        The index (attribute, value, figure), first ("all", "all", …), with accuracy, baseline (of
+        always answering the group's commonest class), sensitivity and specificity for malignant-or-
+        not; the columns of `estimate_shares`, and difference (the group minus all other images),
+        difference_low and difference_high (Newcombe, Statistics in Medicine 17:873, 1998, method
+        10).
     """
     _check(p)
     members = {("all", "all"): np.ones(len(p), dtype=bool)}
@@ -175,9 +162,9 @@ def score_groups(p: Predictions, threshold: float) -> pd.DataFrame:
 def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd.DataFrame:
     """Estimate shares with Wilson's interval for the effective number of images.
 
-    That number is the one whose independent images would vary as these do over lesions (as in
-    Korn & Graubard, Survey Methodology 24:193, 1998), at least the one of lesions whose images all
-    agree. Student's quantile stands for the normal one.
+    So many independent images would vary as these do over lesions, at least as many as if the
+    images of a lesion all agreed; with Student's quantile (Korn & Graubard, Survey Methodology
+    24:193, 1998).
 
     Args:
         hits: bool (N, F), the images that count as a success, for each of F shares.
@@ -185,8 +172,7 @@ def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd
         p: N predictions, for their lesion groups.
 
     Returns:
-        A row per share: images and lesions (counted), value, low and high (0 … 1; nan where no
-        image is counted, low and high where fewer than FEWEST lesions are).
+        A row per share: images and lesions (counted), value, low and high, nan where undefined.
     """
     whole = np.asarray(counted, dtype=float)
     part = whole * np.asarray(hits)
@@ -226,8 +212,7 @@ def estimate_scores(score: Callable[[np.ndarray], np.ndarray], p: Predictions) -
 def draw_lesions(p: Predictions) -> Iterator[np.ndarray]:
     """Draw lesion groups with replacement; yields image weights (B, N) of B draws at a time.
 
-    A draw that misses a class altogether is made anew: a mean over the classes would be one over
-    fewer classes.
+    A draw that misses a class is made anew: a mean over the classes would be over fewer.
     """
     codes, names = pd.factorize(p.groups)
     holds = pd.crosstab(codes, p.labels).to_numpy() > 0  # groups x classes that occur
@@ -248,31 +233,22 @@ def draw_lesions(p: Predictions) -> Iterator[np.ndarray]:
 def trace_ranking(
     positive: np.ndarray, score: np.ndarray, weights: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Count hits and false alarms while the threshold falls; equal scores are one threshold.
+    """Count hits and false alarms, (B, T + 1) each, while the threshold falls below all T scores.
 
     Args:
         positive: bool (N,).
         score: float (N,).
         weights: of the images, float (B, N).
-
-    Returns:
-        Both (B, T + 1), from 0 at the first to all at the last of T thresholds.
     """
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) < 0])
     weights, positive = weights[:, order], positive[order]
-    hits, alarms = (
-        np.add.reduceat(weights * counted, starts, axis=1).cumsum(1)
-        for counted in (positive, ~positive)
-    )
-    return np.pad(hits, ((0, 0), (1, 0))), np.pad(alarms, ((0, 0), (1, 0)))
+    counts = [np.add.reduceat(weights * x, starts, axis=1) for x in (positive, ~positive)]
+    return tuple(np.pad(count.cumsum(1), ((0, 0), (1, 0))) for count in counts)
 
 
 def score_ranking(hits: np.ndarray, alarms: np.ndarray) -> np.ndarray:
-    """Compute AUC and average precision, (B, 2), of what `trace_ranking` counts.
-
-    The first is nan where nothing is positive, or everything; the second where nothing is.
-    """
+    """Compute AUC and average precision, (B, 2), of what `trace_ranking` counts; nan: undefined."""
     gain, level = np.diff(hits), hits[:, 1:]
     with np.errstate(invalid="ignore"):
         middle = (hits[:, 1:] + hits[:, :-1]) / 2
@@ -302,12 +278,10 @@ def write_share(share: float) -> str:
 
 def _check(p: Predictions) -> None:
     """Raise a ValueError for predictions that cannot be scored."""
-    if not len(p) or (p.labels < 0).any():
-        strange = int((p.labels < 0).sum())
-        raise ValueError(
-            f"of {len(p)} images {strange} are of no class of the model: wanted is none"
-        )
-    if broken := int((~np.isfinite(p.probabilities)).any(axis=1).sum()):
+    strange, broken = (p.labels < 0).sum(), (~np.isfinite(p.probabilities)).any(axis=1).sum()
+    if not len(p) or strange:
+        raise ValueError(f"{strange} of {len(p)} images are of no class of the model")
+    if broken:
         problem = f"{broken} of {len(p)} rows of probabilities hold nan or infinity"
         raise ValueError(f"{problem}: the training diverged; lower LEARNING_RATE")
 
@@ -331,9 +305,8 @@ def _score_answers(p: Predictions, weights: np.ndarray) -> np.ndarray:
 
 def _score_rankings(p: Predictions, weights: np.ndarray) -> np.ndarray:
     """Compute AUC and average precision of each class under weights (B, N); returns (B, K, 2)."""
-    columns = enumerate(p.probabilities.T)
-    ranked = [score_ranking(*trace_ranking(p.labels == k, c, weights)) for k, c in columns]
-    return np.stack(ranked, axis=1)
+    traced = (trace_ranking(p.labels == k, c, weights) for k, c in enumerate(p.probabilities.T))
+    return np.stack([score_ranking(*counts) for counts in traced], axis=1)
 
 
 def _group_images(p: Predictions) -> pd.DataFrame:

@@ -156,7 +156,7 @@ def test_what_cannot_be_scored_is_named():
     with pytest.raises(ValueError, match=r"1 of 2 rows.*lower LEARNING_RATE"):
         scores.score_predictions(p)
     strange = replace(p, table=p.table.assign(dx=["a", "scc"], p_a=0.5))
-    with pytest.raises(ValueError, match="of 2 images 1 are of no class of the model"):
+    with pytest.raises(ValueError, match="1 of 2 images are of no class of the model"):
         scores.score_with_intervals(strange)
 
 
