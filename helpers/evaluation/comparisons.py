@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as student
 
-from helpers.data.files import InputError
+from helpers.data.files import raise_problems
 from helpers.evaluation.calibration import adjust_prior
 from helpers.evaluation.scores import PRIOR_ADJUSTED, score_predictions, write_intervals
 
@@ -32,12 +32,11 @@ def tabulate_runs(runs: Sequence) -> pd.DataFrame:
     Returns:
         Indexed by folder name: the parameters that vary; for each part (val, test) the columns
         <part>_<score>, 0 … 1, and <part>_ratio, its images per training image; best_epoch, epochs,
-        seconds and images_per_second; test_set, a number that runs share which were tested on the
-        same images.
+        seconds, images_per_second; test_set, a number for each set of test images.
 
     Raises:
-        InputError: runs that answered the same test images identically: they are one model, and
-            counting it twice would make chance look like a finding.
+        InputError: runs that answered the same test images identically: one model counted twice
+            would make chance look like a finding.
     """
     rows, seen = [], {}
     for run in runs:
@@ -53,39 +52,25 @@ def tabulate_runs(runs: Sequence) -> pd.DataFrame:
         row |= {n: training[n] for n in ("best_epoch", "epochs", "seconds", "images_per_second")}
         test = run.predictions.part("test").table.sort_values("image_id")
         row["test_set"] = "\n".join(test["image_id"])
-        answers = test[["image_id", *p.columns]].to_csv()
-        seen.setdefault(answers, []).append(run.path.name)
+        seen.setdefault(test[["image_id", *p.columns]].to_csv(), []).append(run.path.name)
         rows.append(row)
     same = [" and ".join(names) for names in seen.values() if len(names) > 1]
-    if same:
-        problem = (
-            "answered the test images identically: what they differ in had no effect (FOLD has"
-        )
-        problem += " none on data with a column `split`); keep one of them"
-        raise InputError("runs", [f"{names} {problem}" for names in same])
+    problem = "answered the test images identically: what they differ in had no effect (FOLD has"
+    problem += " none on data with a column `split`); keep one of them"
+    raise_problems("runs", [f"{names} {problem}" for names in same])
     table = pd.DataFrame(rows, index=pd.Index([run.path.name for run in runs], name="run"))
     return table.assign(test_set=pd.factorize(table["test_set"])[0])
 
 
 def write_scores(runs: Sequence) -> pd.DataFrame:
     """Write the test scores of each run with its own interval as text, a row per run."""
-    texts = {}
-    for run in runs:
-        kept = pd.DataFrame(run.metrics["scores"]["test"]).T.astype(float)
-        texts[run.path.name] = write_intervals(kept)
+    kept = {run.path.name: pd.DataFrame(run.metrics["scores"]["test"]).T for run in runs}
+    texts = {name: write_intervals(table.astype(float)) for name, table in kept.items()}
     return pd.DataFrame(texts).T.rename_axis("run")
 
 
 def summarise(table: pd.DataFrame, varied: list[str]) -> pd.DataFrame:
-    """Average over folds and seeds, for each setting of the other parameters that vary.
-
-    Args:
-        table: as from `tabulate_runs`.
-        varied: as from `find_varied`.
-
-    Returns:
-        A row per setting: runs, and the mean of each score, of seconds and images_per_second.
-    """
+    """Average scores and seconds over folds and seeds, a row per setting of what else varies."""
     grouped = table.groupby(name_settings(table, varied), sort=False)
     means = grouped[[*COLUMNS, "seconds", "images_per_second"]].mean()
     return pd.concat([grouped.size().rename("runs"), means], axis=1)
@@ -99,10 +84,9 @@ def name_settings(table: pd.DataFrame, varied: list[str]) -> pd.Series:
 
 
 def list_questions(table: pd.DataFrame, varied: list[str]) -> list[str]:
-    """List the parameters that are worth a comparison: folds and seeds apart, each once.
+    """List the parameters that are worth a comparison, without folds and seeds.
 
-    A parameter that changes together with an earlier one (a learning rate chosen for each net) is
-    part of the earlier one's question.
+    One that changes together with an earlier one (a learning rate for each net) belongs to that.
     """
     questions = []
     for name in varied:
@@ -112,9 +96,7 @@ def list_questions(table: pd.DataFrame, varied: list[str]) -> list[str]:
 
 
 def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame:
-    """Pair runs on the same test images that differ in one parameter alone.
-
-    Parameters that go along with it (see `list_questions`) may differ too.
+    """Pair runs on the same test images that differ in one parameter and what goes along with it.
 
     Args:
         table: as from `tabulate_runs`.
@@ -123,8 +105,7 @@ def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame
 
     Returns:
         A row per pair: against and value (of the parameter), the other varied parameters, test_set,
-        the difference value - against of each score and of seconds, and <part>_ratio. Runs without
-        a partner are left out.
+        the difference value - against of each score and of seconds, and <part>_ratio.
     """
     others = _list_others(table, varied, name)
     columns, ratios = [*COLUMNS, "seconds"], [f"{part}_ratio" for part in PARTS]
@@ -154,9 +135,6 @@ def compare_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     s² (1/n + n_test / n_train): folds share most of their training images, so the plain s²/n is far
     too sure (Nadeau & Bengio, Inference for the generalization error, Machine Learning 52, 2003).
 
-    Args:
-        pairs: as from `pair_runs`.
-
     Returns:
         A row per value, part and score: pairs, test_sets, mean (difference), low, high, won (pairs
         in which the value was better). One test set has no interval (nan).
@@ -175,11 +153,9 @@ def compare_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def estimate_mean(values: np.ndarray, ratio: float) -> tuple[float, float]:
-    """Return the mean of values (n,) and half the width of its 95 % interval, see `compare_pairs`.
+    """Return the mean of values (n,), one per test set, and half the width of its 95 % interval.
 
-    Args:
-        values: one per test set.
-        ratio: n_test / n_train of each fold, 0 for independent values.
+    `ratio` is n_test / n_train of each fold, 0 for independent values; see `compare_pairs`.
     """
     n = len(values)
     if n < 2:
