@@ -1,20 +1,27 @@
-"""Splits of the table into train, validation and test parts, by lesion."""
+"""Splits into train, validation and test parts by lesion, and what a careless split gives away."""
 
+import hashlib
 import warnings
-from collections.abc import Iterator
 
+import cv2
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
-from helpers.data.metadata import SPLITS
+from helpers.data.files import InputError, name_some, raise_problems
+from helpers.data.metadata import CLASSES, DUPLICATE_PAIRS, SPLITS
 
 PARTS = SPLITS
+PARTNERS = {a: b for pair in DUPLICATE_PAIRS for a, b in (pair, pair[::-1])}
 VALIDATION_FOLDS = 5  # one in five of the images outside the test part
-
-
-class SplitError(ValueError):
-    """The table cannot be split as asked; the message says why and what to change."""
+# What might tell the diagnosis without an image: how it was confirmed, the clinic, the patient.
+CLUES = (("dx_type",), ("dataset",), ("age", "sex", "localization"))
+AGE_STEP = 10  # years
+WAVES = 16  # of a hash, in each direction; with 8, all small dark lesions are alike
+ROWS = 500  # images compared with all others at a time: bounds the memory
 
 
 def split_by_lesion(
@@ -24,11 +31,11 @@ def split_by_lesion(
 
     Test is one of `folds` stratified folds of whole lesion groups; validation is one in five
     of the rest, so the default gives 64 / 16 / 20 % of the images. A column `split` that came
-    with the data is honoured; where it has no val, validation is taken from its train part.
+    with the data is kept; where it has no val, validation is taken from its train part.
 
     Args:
         table: a row per image with the columns `dx` and `group`.
-        fold: which fold is the test part, 0 … folds - 1.
+        fold: which fold is the test part, 0 … folds - 1; 0 if the data came with a split.
         folds: number of folds, at least 2.
         seed: of the fold assignment. Leave it alone when runs are to be compared: the same
             seed and fold always give the same test images.
@@ -37,90 +44,232 @@ def split_by_lesion(
         A copy of the table with the column `split`.
 
     Raises:
-        SplitError: no such fold, or a class with too few lesions to stand in every part.
-
-    Source: sklearn.model_selection.StratifiedGroupKFold.
+        InputError: no such fold, or a class with too few lesions to stand in every part.
     """
     if folds < 2 or not 0 <= fold < folds:
-        raise SplitError(f"FOLD is {fold}, FOLDS is {folds}: FOLD must be 0 … FOLDS - 1, FOLDS 2 …")
-    table = table.copy()
-    if "split" not in table:
-        check_lesions_per_class(table, folds)
-        _, test = list(_iterate_folds(table, folds, seed))[fold]
-        table["split"] = "train"
-        table.iloc[test, table.columns.get_loc("split")] = "test"
-    if not (table["split"] == "val").any():
-        rest = np.flatnonzero(table["split"] == "train")
-        table.iloc[_choose_validation(table, rest, seed), table.columns.get_loc("split")] = "val"
-    check_split(table)
+        raise InputError("FOLD", [f"is {fold} of {folds}; it must be 0 … FOLDS - 1, FOLDS 2 …"])
+    if "split" in table and fold:
+        problem = (
+            f"is {fold}, but the data came with a split, which has one test part; set FOLD to 0, "
+            "or take out the column split (or the folders train and test)"
+        )
+        raise InputError("FOLD", [problem])
+    if "split" in table:
+        split = table["split"].to_numpy(object, copy=True)
+    else:
+        _check_lesions(table, folds)
+        split = np.full(len(table), "train", object)
+        split[_make_folds(table, folds, seed)[fold]] = "test"
+    if "val" not in split:
+        rest = np.flatnonzero(split == "train")
+        split[rest[_choose_validation(table.iloc[rest], seed)]] = "val"
+    table = table.assign(split=split)
+    _check_parts(table)
     return table
 
 
-def check_lesions_per_class(table: pd.DataFrame, folds: int) -> None:
-    """Raise a SplitError if a class has fewer lesion groups than `folds` test parts need."""
-    needed = max(folds, len(PARTS))
-    lesions = table.groupby("dx")["group"].nunique()
-    if (scarce := lesions[lesions < needed]).any():
-        raise SplitError(
-            "too few lesions for a split in which every class is in every part: "
-            + ", ".join(f"{dx} has {count}" for dx, count in scarce.items())
-            + f"; {needed} are needed with FOLDS = {folds}. Lower FOLDS (at least 2) or add images."
-        )
+def find_leaks(table: pd.DataFrame, pixels: np.ndarray | None = None) -> list[str]:
+    """Name the lesions that lie in more than one part; empty for an honest split.
+
+    Args:
+        table: a row per image with the columns `group` and `split`.
+        pixels: uint8 (N, height, width, 3) in the order of the table: images with the same pixels
+            under other ids then count as one lesion, named by its first group.
+    """
+    lesions = [table["group"]]
+    if pixels is not None:
+        lesions.append(table["group"].groupby(hash_pixels(pixels)).transform("first"))
+    parts = pd.concat([table["split"].groupby(names).nunique() for names in lesions])
+    return sorted(set(parts.index[parts > 1]))
 
 
-def check_split(table: pd.DataFrame) -> None:
-    """Raise a SplitError if a class is missing from a part of the column `split`."""
-    counts = pd.crosstab(table["dx"], table["split"]).reindex(columns=PARTS, fill_value=0)
-    missing = [f"{dx} in {part}" for dx in counts.index for part in PARTS if not counts[part][dx]]
-    if missing:
-        raise SplitError(
-            f"no image of {', '.join(missing)}: every class must be in train, val and test. "
-            "Choose another FOLD or fewer FOLDS, or correct the split column of the metadata."
-        )
+def check_apart(
+    table: pd.DataFrame,
+    test: pd.DataFrame,
+    pixels: np.ndarray | None = None,
+    test_pixels: np.ndarray | None = None,
+) -> None:
+    """Raise an InputError if a separate test shares images, lesions or pixels with the table.
 
-
-def find_leaks(table: pd.DataFrame) -> list[str]:
-    """Name the lesion groups that lie in more than one part; empty for an honest split."""
-    parts = table.groupby("group")["split"].nunique()
-    return parts.index[parts > 1].tolist()
-
-
-def check_apart(table: pd.DataFrame, test: pd.DataFrame) -> None:
-    """Raise a SplitError if a separate test table shares images or lesion groups with the table."""
+    Args:
+        table, test: a row per image with the columns `image_id` and `group`.
+        pixels, test_pixels: uint8 (N, height, width, 3) in the orders of the tables, of one size;
+            images with the same pixels are then found under any id.
+    """
     shared = {
         name: sorted(set(table[column]) & set(test[column]))
         for name, column in (("images", "image_id"), ("lesions", "group"))
     }
+    if pixels is not None and test_pixels is not None:
+        is_copy = np.isin(hash_pixels(test_pixels), hash_pixels(pixels))
+        shared["images by their pixels"] = test["image_id"][is_copy].tolist()
     problems = [
-        f"{len(ids)} {name} ({', '.join(ids[:5])}{' …' if len(ids) > 5 else ''})"
+        f"{len(ids)} {name} are in the training data, too ({name_some(ids)}): a test on them "
+        "rewards memory; take another TEST_DIR, or leave them out of one of the two"
         for name, ids in shared.items()
         if ids
     ]
-    if problems:
-        raise SplitError(
-            f"the training data and the test hold the same {' and '.join(problems)}: a test on "
-            "them rewards memory. Give another TEST_DIR, or leave them out of one of the two."
-        )
+    raise_problems("TEST_DIR", problems)
 
 
-def _iterate_folds(
-    table: pd.DataFrame, folds: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def hash_pixels(pixels: np.ndarray) -> np.ndarray:
+    """Hash each image's pixels: equal images and no others get the same str, (N,)."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in pixels]
+    return np.array(digests, dtype="U32")
+
+
+def measure_leak(table: pd.DataFrame, is_test: np.ndarray) -> pd.Series:
+    """Measure the share of the test images whose lesion is also outside the test part.
+
+    Args:
+        table: a row per image, with the columns `dx` and `group`.
+        is_test: bool (N,).
+
+    Returns:
+        Shares, 0 … 1, for "all" images and for each class, the commonest first; nan for a class
+        without test images.
+    """
+    is_test = np.asarray(is_test)
+    test = table[is_test]
+    is_known = test["group"].isin(table["group"][~is_test])
+    by_class = is_known.groupby(test["dx"]).mean().reindex(table["dx"].value_counts().index)
+    return pd.concat([pd.Series({"all": is_known.mean()}), by_class])
+
+
+def measure_random_leaks(table: pd.DataFrame, splits: int = 20) -> pd.DataFrame:
+    """Draw a fifth of the images as a test, a row of `measure_leak` each time."""
+    ranks = [np.random.default_rng(seed).permutation(len(table)) for seed in range(splits)]
+    return pd.DataFrame([measure_leak(table, rank < round(0.2 * len(table))) for rank in ranks])
+
+
+def list_clues(table: pd.DataFrame) -> dict[str, list[str]]:
+    """List the `CLUES` without the columns that the table lacks or that have one value only."""
+    varying = {column for column in table if table[column].nunique(dropna=False) > 1}
+    clues = [[column for column in clue if column in varying] for clue in CLUES]
+    return {", ".join(columns): columns for columns in clues if columns}
+
+
+def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
+    """Predict each image's class from columns of the table, without looking at the image.
+
+    Logistic regression of the categories (ages in steps of ten years, missing values a category of
+    their own), classes weighted evenly, fitted to the other folds of whole lesions.
+
+    Args:
+        table: a row per image, with the columns `label` and `group`.
+        columns: those to predict from.
+
+    Returns:
+        float (N, 7), probabilities in the order of `CLASSES`; 0 for classes that do not occur.
+    """
+    values = table[columns].copy()
+    if "age" in values:
+        values["age"] //= AGE_STEP
+    model = make_pipeline(
+        OneHotEncoder(handle_unknown="ignore"),
+        LogisticRegression(max_iter=1000, class_weight="balanced"),
+    )
+    probabilities = np.zeros((len(table), len(CLASSES)))
+    probabilities[:, np.unique(table["label"])] = cross_val_predict(
+        model,
+        values.astype(str),
+        table["label"],
+        groups=table["group"],
+        cv=StratifiedGroupKFold(5, shuffle=True, random_state=0),
+        method="predict_proba",
+    )
+    return probabilities
+
+
+def find_copies(table: pd.DataFrame, pixels: np.ndarray, limit: int = 20) -> pd.DataFrame:
+    """Find copies of one photograph under two lesion ids, and the pairs that were published.
+
+    A hash of an image is a bit for each of its lowest waves in grey: whether it is stronger than
+    their median. It finds a copy saved again, resized, re-lit or mirrored; not a second photograph
+    of the lesion.
+
+    Args:
+        table: a row per image, with the columns `image_id` and `lesion_id`.
+        pixels: uint8 (N, height, width, 3) in the order of the table, 16 pixels or more each way.
+        limit: bits, of 256, by which the hashes of copies may differ.
+
+    Returns:
+        A row per pair, the nearest first: first, second (row numbers, first < second), distance
+        (bits, int) and is_published (1 or 0: one of `DUPLICATE_PAIRS`, whatever its distance).
+
+    Source: pHash, Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010.
+    """
+    signs, columns, found = _hash_waves(pixels), np.arange(len(table)), []
+    lesions = pd.factorize(table["lesion_id"])[0]
+    partners = pd.Index(table["image_id"]).get_indexer(table["image_id"].map(PARTNERS))
+    for start in range(0, len(table), ROWS):
+        rows = columns[start : start + ROWS, None]
+        distance = (WAVES**2 - np.max(signs[:, rows[:, 0]] @ signs[0].T, axis=0)) / 2
+        is_published = partners[rows] == columns
+        is_found = (distance <= limit) & (lesions[rows] != lesions) | is_published
+        place = np.nonzero(is_found & (rows < columns))
+        first, second = place[0] + start, place[1]
+        found.append(np.column_stack([first, second, distance[place], is_published[place]]))
+    names = ["first", "second", "distance", "is_published"]
+    copies = pd.DataFrame(np.concatenate(found).astype(int), columns=names)
+    return copies.sort_values(["distance", "first", "second"], ignore_index=True)
+
+
+def _hash_waves(pixels: np.ndarray) -> np.ndarray:
+    """Hash images as they are and mirrored: float32 (4, N, 256) of 1 and -1."""
+    odd = (-1.0) ** np.arange(WAVES)  # the waves that change their sign in a mirror
+    hashes = np.empty((4, len(pixels), WAVES**2), np.float32)
+    for number, image in enumerate(pixels):
+        grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (64, 64))
+        waves = cv2.dct(grey.astype(np.float32))[:WAVES, :WAVES]
+        waves[0, 0] = 0  # the brightness
+        mirrored = [waves, waves * odd, waves * odd[:, None], waves * odd * odd[:, None]]
+        views = np.reshape(mirrored, (4, -1))
+        hashes[:, number] = np.where(views > np.median(views, axis=1, keepdims=True), 1, -1)
+    return hashes
+
+
+def _check_lesions(table: pd.DataFrame, folds: int) -> None:
+    """Raise an InputError if a class has fewer lesion groups than `folds` test parts need."""
+    needed = max(folds, len(PARTS))
+    lesions = table.groupby("dx")["group"].nunique()
+    problems = [
+        f"{dx} has {count} lesions; {needed} are needed with FOLDS = {folds}, so that every part "
+        "holds every class; lower FOLDS (at least 2) or add images"
+        for dx, count in lesions[lesions < needed].items()
+    ]
+    raise_problems("split", problems)
+
+
+def _check_parts(table: pd.DataFrame) -> None:
+    """Raise an InputError if a class is missing from a part of the column `split`."""
+    counts = pd.crosstab(table["dx"], table["split"]).reindex(columns=PARTS, fill_value=0)
+    problems = [
+        f"no image of {dx} is in {part}; choose another FOLD or fewer FOLDS, or correct the split "
+        "that came with the data"
+        for dx in counts.index
+        for part in PARTS
+        if not counts[part][dx]
+    ]
+    raise_problems("split", problems)
+
+
+def _make_folds(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
+    """Share out the rows, by position; whole lesions, classes evenly."""
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a class with few lesions is checked for by check_split
+    with warnings.catch_warnings():  # a class with few lesions is checked for by _check_parts
         warnings.filterwarnings("ignore", message="The least populated class")
-        yield from splitter.split(table, table["dx"], table["group"])
+        return [rows for _, rows in splitter.split(table, table["dx"], table["group"])]
 
 
-def _choose_validation(table: pd.DataFrame, rest: np.ndarray, seed: int) -> np.ndarray:
-    """Return the row positions of the first validation fold that leaves no class out."""
-    part = table.iloc[rest]
-    classes = part["dx"].nunique()
-    folds = min(VALIDATION_FOLDS, part.groupby("dx")["group"].nunique().max())
-    if folds < 2:
-        raise SplitError("a single lesion per class cannot be divided into train and val")
-    candidates = list(_iterate_folds(part, folds, seed))
-    for train, validation in candidates:
-        if part["dx"].iloc[train].nunique() == part["dx"].iloc[validation].nunique() == classes:
-            return rest[validation]
-    return rest[candidates[0][1]]
+def _choose_validation(table: pd.DataFrame, seed: int) -> np.ndarray:
+    """Return the rows of the first fold that leaves no class out, on either side."""
+    folds = min(VALIDATION_FOLDS, table.groupby("dx")["group"].nunique().max())
+    if not folds >= 2:
+        return np.arange(0)  # which _check_parts explains
+    candidates = _make_folds(table, folds, seed)
+    for rows in candidates:
+        inside, outside = table["dx"].iloc[rows], table["dx"].drop(table.index[rows])
+        if set(inside) == set(outside):
+            return rows
+    return candidates[0]
