@@ -53,9 +53,6 @@ def draw_sample(folder: str | os.PathLike = "data/sample", seed: int = 0) -> Pat
             pixels, HAM10000_metadata.csv and DRAWN.txt, which marks it as drawn.
         seed: the same seed gives the same images.
 
-    Returns:
-        The folder.
-
     Raises:
         InputError: the folder holds something that was not drawn here, or cannot be written.
     """

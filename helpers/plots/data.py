@@ -1,5 +1,201 @@
-"""Figures of the data: classes, ages, sites, sources, leaks."""
+"""Figures of the data: classes, examples, patients, sites, sources, leaks and copies."""
 
-from helpers.plots.evaluation import plot_class_counts, plot_examples
+from collections.abc import Iterable
 
-__all__ = ["plot_class_counts", "plot_examples"]
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+DARK, MIDDLE = plt.colormaps["viridis"]([0.1, 0.6])  # told apart in grey, too
+UNKNOWN = (0.8, 0.8, 0.8)
+
+
+def plot_class_counts(table: pd.DataFrame) -> Figure:
+    """Draw the number of images and of lesions of each class."""
+    order = _order_classes(table)
+    counts = {
+        "images": table["dx"].value_counts()[order],
+        "lesions": table.groupby("dx")["group"].nunique()[order],
+    }
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    for shift, colour, (name, values) in zip(
+        (-0.2, 0.2), (DARK, MIDDLE), counts.items(), strict=True
+    ):
+        bars = axes.bar(np.arange(len(order)) + shift, values, 0.4, color=colour, label=name)
+        axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
+    axes.set(ylabel="count", title="Images and lesions of each class")
+    axes.set_xticks(range(len(order)), order)
+    axes.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> Figure:
+    """Draw the first images of each class, a row per class.
+
+    Args:
+        pixels: uint8 (N, height, width, 3) in the order of the table.
+        table: a row per image, with the column `dx`.
+        columns: images per class; fewer where a class has fewer.
+    """
+    classes = sorted(table["dx"].unique())
+    shape = len(classes), columns
+    size = 1.2 * columns, 1.25 * len(classes) * pixels.shape[1] / pixels.shape[2] + 0.3
+    figure, axs = plt.subplots(*shape, figsize=size, layout="constrained", squeeze=False)
+    for row, dx in zip(axs, classes, strict=True):
+        for axes, position in zip(row, np.flatnonzero(table["dx"] == dx), strict=False):
+            axes.imshow(pixels[position])
+        row[0].set_ylabel(dx, rotation=0, ha="right", va="center")
+    for axes in axs.flat:
+        axes.set(xticks=[], yticks=[])
+        axes.spines[:].set_visible(False)
+    figure.suptitle("Examples of each class")
+    return figure
+
+
+def plot_composition(table: pd.DataFrame, column: str, title: str) -> Figure:
+    """Draw what each class is made of: shares of its images, a bar per class.
+
+    Args:
+        table: a row per image, with the column `dx`.
+        column: the one whose values are the parts; "unknown" is drawn in grey.
+        title: of the figure.
+    """
+    order = _order_classes(table)
+    values = [value for value in table[column].value_counts().index if value != "unknown"]
+    colours = [*sns.color_palette("viridis", len(values)), UNKNOWN]
+    shares = pd.crosstab(table["dx"], table[column], normalize="index").loc[order[::-1]]
+    figure, axes = plt.subplots(figsize=(8, 0.4 * len(order) + 1.6), layout="constrained")
+    left = np.zeros(len(order))
+    for value, colour in zip([*values, "unknown"], colours, strict=True):
+        if value not in shares:
+            continue
+        share = 100 * shares[value].to_numpy()
+        bars = axes.barh(_label_classes(table, shares.index), share, left=left, color=colour)
+        ink = "white" if np.dot(colour, (0.3, 0.6, 0.1)) < 0.55 else "black"
+        text = [f"{part:.0f} %" if part >= 8 else "" for part in share]
+        axes.bar_label(bars, text, label_type="center", fontsize=8, color=ink)
+        bars.set_label(value)
+        left += share
+    axes.set(xlim=(0, 100), xlabel="% of the images of the class", title=title)
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(figure, left=True)
+    return figure
+
+
+def plot_ages(table: pd.DataFrame) -> Figure:
+    """Draw the ages of the patients by class, a patient counted once per lesion."""
+    lesions = table[table["age"].notna()].drop_duplicates("group")
+    order = _order_classes(table)
+    figure, axes = plt.subplots(figsize=(8, 3.4), layout="constrained")
+    sns.boxplot(lesions, x="dx", y="age", order=order, color="0.8", fliersize=3, ax=axes)
+    counts = lesions["dx"].value_counts().reindex(order, fill_value=0)
+    axes.set_xticks(range(len(order)), [f"{dx}\n({count:,})" for dx, count in counts.items()])
+    axes.set(xlabel="", ylabel="age in years", ylim=(-3, 92), title="Age by diagnosis (lesions)")
+    sns.despine(figure)
+    return figure
+
+
+def plot_sites(table: pd.DataFrame) -> Figure:
+    """Draw where on the body the lesions of each class are, as shares of the class."""
+    lesions = table.drop_duplicates("group")
+    order = _order_classes(table)
+    sites = lesions["localization"].value_counts().index
+    share = 100 * pd.crosstab(lesions["dx"], lesions["localization"], normalize="index")
+    figure, axes = plt.subplots(figsize=(9, 0.4 * len(order) + 2), layout="constrained")
+    sns.heatmap(
+        share.loc[order, sites],
+        annot=True,
+        fmt=".0f",
+        cmap="Blues",
+        vmin=0,
+        annot_kws={"size": 8},
+        cbar_kws={"label": "% of the lesions of the class"},
+        yticklabels=_label_classes(lesions, order, "lesions"),
+        ax=axes,
+    )
+    axes.set(xlabel="", ylabel="", title="Site by diagnosis")
+    axes.set_xticks(axes.get_xticks(), sites, rotation=40, ha="right", rotation_mode="anchor")
+    return figure
+
+
+def plot_leaks(random_leaks: pd.DataFrame, grouped_leaks: pd.DataFrame) -> Figure:
+    """Draw the share of test images whose lesion was seen in training, by class and by split.
+
+    Args:
+        random_leaks: a row of `splits.measure_leak` per random split.
+        grouped_leaks: the same of splits by lesion.
+    """
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    x = np.arange(random_leaks.shape[1])
+    splits = (
+        (-0.2, random_leaks, f"random split by image ({len(random_leaks)} splits)", MIDDLE),
+        (0.2, grouped_leaks, f"split by lesion ({len(grouped_leaks)} folds)", DARK),
+    )
+    for shift, leaks, name, colour in splits:
+        share, spread = 100 * leaks.mean(), 100 * leaks.std()
+        bars = axes.bar(x + shift, share, 0.4, yerr=spread, color=colour, ecolor="0.3", label=name)
+        axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
+    axes.set(ylim=(0, 105), ylabel="% of the test images")
+    axes.set_xticks(x, ["all images", *random_leaks.columns[1:]])
+    axes.set_title("Test images whose lesion is also in training (mean, standard deviation)")
+    figure.legend(frameon=False, ncols=2, loc="outside lower center")
+    sns.despine(figure)
+    return figure
+
+
+def plot_clues(clues: pd.DataFrame, chance: float, title: str) -> Figure:
+    """Draw how well each clue tells the diagnosis, with its interval, beside chance.
+
+    Args:
+        clues: a row per clue: value, low and high, 0 … 1.
+        chance: the value of a clue that tells nothing.
+        title: of the figure.
+    """
+    size = 7, 0.5 * len(clues) + 1.3
+    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    ends = [clues["value"] - clues["low"], clues["high"] - clues["value"]]
+    axes.errorbar(clues["value"], clues.index, xerr=ends, fmt="o", color=DARK, capsize=4)
+    for name, value in clues["value"].items():
+        axes.annotate(
+            f"{value:.2f}", (value, name), (0, 7), textcoords="offset points", ha="center"
+        )
+    axes.axvline(chance, color="0.5", linestyle="--", label="chance")
+    axes.set(xlim=(0, 1), ylim=(len(clues) - 0.5, -0.7), title=title)
+    axes.legend(frameon=False)
+    sns.despine(figure)
+    return figure
+
+
+def plot_pairs(pixels: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
+    """Draw pairs of images side by side, three pairs to a row.
+
+    Args:
+        pixels: uint8 (N, height, width, 3) in the order of the table.
+        table: a row per image, with the columns `image_id` and `dx`.
+        pairs: the table of `splits.find_copies`, a row or more.
+    """
+    rows = -(-len(pairs) // 3)
+    size = 9.6, rows * (1.6 * pixels.shape[1] / pixels.shape[2] + 0.5) + 0.3
+    figure, axs = plt.subplots(rows, 3, figsize=size, layout="constrained", squeeze=False)
+    for axes in axs.flat:
+        axes.axis("off")
+    for axes, pair in zip(axs.flat, pairs.itertuples(), strict=False):
+        both = [pair.first, pair.second]
+        axes.imshow(np.concatenate(pixels[both], axis=1))
+        names = " | ".join(table["image_id"].iloc[both] + " " + table["dx"].iloc[both])
+        axes.set_title(f"{names}\n{pair.distance} bits", fontsize=8)
+    figure.suptitle("Pairs of images under two lesion ids")
+    return figure
+
+
+def _order_classes(table: pd.DataFrame) -> list[str]:
+    """List the classes that occur, the one with the most images first."""
+    return table["dx"].value_counts().index.tolist()
+
+
+def _label_classes(table: pd.DataFrame, classes: Iterable[str], noun: str = "images") -> list[str]:
+    counts = table["dx"].value_counts()
+    return [f"{dx} ({counts[dx]:,} {noun})" for dx in classes]
