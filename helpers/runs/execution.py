@@ -8,32 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import dask.config
 import papermill
 from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from helpers.data.files import (
-    PROJECT,
-    InputError,
-    name_some,
-    raise_problems,
-    replace_file,
-    resolve_path,
-)
-from helpers.runs import experiments
+from helpers.data import files
+from helpers.data.files import InputError, raise_problems
+from helpers.runs import experiments, folder
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
-from helpers.runs.folder import (
-    METRICS,
-    NOTEBOOK_CODE,
-    Run,
-    find_problems,
-    fingerprint_code,
-    load_run,
-    peek_run,
-    resolve_run,
-)
+from helpers.runs.folder import Run
 
 LOG = "log.txt"
 BUSY = "another process is executing this run"
@@ -50,18 +34,15 @@ def execute_notebook(
     Args:
         notebook: a notebook with a typed parameters cell that has a RUN_DIR.
         run_dir: the folder, given to the notebook as RUN_DIR.
-        parameters: name to value.
+        parameters: name to value; checked before anything is started.
         output: a text file for what the cells print; None: standard output.
-
-    Raises:
-        InputError: a wrong parameter (before anything is started), another process that executes
-            this run, a cell that failed or was not executed, a dead kernel, or a run that was not
-            saved.
     """
-    notebook, run_dir = resolve_path(notebook), resolve_run(run_dir)
+    notebook, run_dir = files.resolve_path(notebook), folder.resolve_run(run_dir)
     parameters = {**parameters, "RUN_DIR": str(run_dir)}
     declared = experiments.inspect_parameters(notebook)
-    raise_problems(notebook, find_problems(parameters, declared))
+    raise_problems(notebook, folder.find_problems(parameters, declared))
+    if old := folder.peek_run(run_dir):
+        raise_problems(run_dir, folder.find_differences(old, parameters))
     try:
         run_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(run_dir / LOCK, timeout=1):  # the system frees it when this process ends
@@ -69,8 +50,7 @@ def execute_notebook(
             try:
                 return _execute_cells(notebook, run_dir, parameters, output or sys.stdout)
             except InputError as error:
-                text = f"{error}\n"
-                replace_file(run_dir / ERROR, lambda path: path.write_text(text, encoding="utf-8"))
+                (run_dir / ERROR).write_text(f"{error}\n", encoding="utf-8")
                 raise
     except Timeout:
         raise InputError(run_dir, [BUSY]) from None
@@ -81,16 +61,16 @@ def execute_notebook(
 
 def _execute_cells(notebook: Path, run_dir: Path, parameters: dict, output) -> Run:
     executed = run_dir / NOTEBOOK
-    near = notebook.relative_to(PROJECT) if notebook.is_relative_to(PROJECT) else notebook
-    code = json.dumps({near.as_posix(): fingerprint_code(notebook)})
+    near = str(notebook).removeprefix(f"{files.PROJECT}{os.sep}")
+    code = json.dumps({near: folder.fingerprint_code(notebook)})
     try:
-        with _set_environment(**{NOTEBOOK_CODE: code}):
+        with _set_environment({folder.NOTEBOOK_CODE: code, "KERAS_BACKEND": "tensorflow"}):
             papermill.execute_notebook(
                 str(notebook), str(executed), parameters, progress_bar=False, stdout_file=output
             )
     except papermill.PapermillExecutionError as error:
-        where = f"cell {error.cell_index + 1}"
-        problem = f"{where}: {error.ename}: {error.evalue}\nThe cells up to there: {executed}"
+        cell = f"cell {error.cell_index + 1}"
+        problem = f"{cell}: {error.ename}: {error.evalue}\nThe cells up to there: {executed}"
         raise InputError(near, [problem]) from None
     except DeadKernelError:
         problem = "the kernel died, perhaps for lack of memory. The same command goes on after the"
@@ -98,15 +78,15 @@ def _execute_cells(notebook: Path, run_dir: Path, parameters: dict, output) -> R
         raise InputError(near, [f"{problem} {remedy}"]) from None
     html, _ = HTMLExporter().from_filename(str(executed))
     report = run_dir / "report.html"
-    replace_file(report, lambda path: path.write_text(html, encoding="utf-8"))
+    files.replace_file(report, lambda path: path.write_text(html, encoding="utf-8"))
     if unfinished := experiments.find_unfinished_cells(executed):
         problem = f"cells {unfinished} were not executed, the run does not count"
         raise InputError(executed, [problem])
-    return load_run(run_dir)
+    return folder.load_run(run_dir)
 
 
 @contextmanager
-def _set_environment(**values: str) -> Iterator[None]:
+def _set_environment(values: dict[str, str]) -> Iterator[None]:
     """Set environment variables for the kernels that are started meanwhile."""
     old = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
@@ -114,26 +94,25 @@ def _set_environment(**values: str) -> Iterator[None]:
         yield
     finally:
         for name, value in old.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            del os.environ[name]
+            os.environ |= {name: value} if value is not None else {}
 
 
 def find_run(run_dir: str | Path = "", image_only: bool = False) -> Run:
-    """Load a finished run.
+    """Load a finished run by its folder, see `folder.load_run`.
 
-    Args:
-        run_dir: its folder; "": the one that the environment variable LAST_RUN names, else the
-            last finished one below runs/, else the sample's first run, executed now.
-        image_only: as of `folder.load_run`.
+    Without one: that which the environment variable LAST_RUN names, else the last finished one
+    below runs/, else the first one of the sample's experiment, executed now.
     """
     if named := run_dir or os.environ.get("LAST_RUN", ""):
-        return load_run(named, image_only)
-    found = resolve_run("runs").rglob(METRICS)
+        return folder.load_run(named, image_only)
+    found = folder.resolve_run("runs").rglob(folder.METRICS)
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        if peek_run(path.parent):
-            return load_run(path.parent, image_only)
+        if folder.peek_run(path.parent):
+            return folder.load_run(path.parent, image_only)
     first = experiments.read_experiment(SAMPLE).runs[0]
     execute_notebook(first.notebook, first.path, first.parameters)
-    return load_run(first.path, image_only)
+    return folder.load_run(first.path, image_only)
 
 
 def execute_experiment(
@@ -146,34 +125,28 @@ def execute_experiment(
     what a run prints to log.txt in its folder.
 
     Args:
-        experiment: as `experiments.read_experiment` returns it.
+        experiment: as from `experiments.read_experiment`.
         jobs: runs at a time on this machine; from 2 on by Dask.
-        dask: address of a Dask scheduler, tcp://…; each worker must see the project's folder
-            under the same path. "" executes here.
-        keep_old: keep finished runs that were made by other code, instead of making them anew.
+        dask: address of a Dask scheduler, tcp://…, whose workers see the project under its path.
+        keep_old: keep finished runs that other code made, instead of making them anew.
 
     Returns:
         Folder name to what went wrong, for each run that failed; empty if all are finished.
-
-    Raises:
-        InputError: a folder holds a finished run of other parameters, or a cluster that cannot
-            execute the runs.
     """
+    raise_problems("--jobs", [f"{jobs}: wanted is at least 1"] if jobs < 1 else [])
     states = {planned.path: experiments.describe_state(planned) for planned in experiment.runs}
     done = ("finished", "outdated") if keep_old else ("finished",)
     waiting = [p for p in experiment.runs if not states[p.path].startswith(done)]
     failures, total = {}, len(experiment.runs)
-    finished = total - len(waiting)
-    print(f"{experiment.folder}: {total} runs, {finished} finished already", file=sys.stderr)
-    for planned in experiment.runs:
-        if states[planned.path].startswith("outdated"):
-            print(f"{planned.path.name}: {states[planned.path]}", file=sys.stderr)
-    if waiting:
-        for planned, problem in _execute_runs(waiting, jobs, dask):
-            finished += 1
-            end = f"FAILED: {problem}" if problem else "finished"
-            print(f"[{finished}/{total}] {planned.path.name}: {end}", file=sys.stderr)
-            failures |= {planned.path.name: problem} if problem else {}
+    first = total - len(waiting) + 1
+    print(f"{experiment.folder}: {total} runs, {first - 1} finished already", file=sys.stderr)
+    for path in [path for path, state in states.items() if state.startswith("outdated")]:
+        print(f"{path.name}: {states[path]}", file=sys.stderr)
+    ended = _execute_runs(waiting, jobs, dask) if waiting else ()
+    for number, (planned, problem) in enumerate(ended, first):
+        end = f"FAILED: {problem}" if problem else "finished"
+        print(f"[{number}/{total}] {planned.path.name}: {end}", file=sys.stderr)
+        failures |= {planned.path.name: problem} if problem else {}
     experiments.join_experiment(experiment)
     return failures
 
@@ -229,19 +202,9 @@ def _connect(jobs: int, address: str, notebook: Path):
     from distributed import Client, LocalCluster
 
     if not address:
-        threads = str(max(1, (os.cpu_count() or 1) // jobs))
-        env = {"TF_NUM_INTRAOP_THREADS": threads, "TF_FORCE_GPU_ALLOW_GROWTH": "true"}
-        with (
-            dask.config.set({"distributed.nanny.pre-spawn-environ": {}}),  # it limits NumPy
-            LocalCluster(
-                n_workers=jobs,
-                threads_per_worker=1,
-                memory_limit=0,
-                dashboard_address=":0",
-                env=env,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+        one = {"threads_per_worker": 1, "memory_limit": 0, "dashboard_address": ":0"}
+        one["env"] = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # several runs may share a GPU
+        with LocalCluster(n_workers=jobs, **one) as cluster, Client(cluster) as client:
             yield client
         return
     try:
@@ -252,7 +215,7 @@ def _connect(jobs: int, address: str, notebook: Path):
         seen = client.run(os.path.isfile, str(notebook))
         if not seen:
             raise InputError(address, [f"no worker yet: dask worker {address} --nthreads 1"])
-        blind = name_some(worker for worker, sees in seen.items() if not sees)
+        blind = files.name_some(worker for worker, sees in seen.items() if not sees)
         problem = f"{notebook} is not seen by {blind}: the project must lie under one path"
         raise_problems(address, [problem] if blind else [])
         yield client

@@ -6,8 +6,7 @@
     ensemble: FOLD
 
 `grid` is a mapping of lists or a list of such mappings; each gives the product of its lists, the
-first name varying slowest. `ensemble` names the parameter whose runs are joined once all of them
-are finished. Relative paths are below the project.
+first name varying slowest. The runs over `ensemble` are joined once all of them are finished.
 """
 
 import itertools
@@ -27,34 +26,20 @@ from filelock import FileLock, Timeout
 from helpers.data.files import InputError, raise_problems, resolve_path
 from helpers.evaluation.predictions import Predictions
 from helpers.evaluation.scores import score_majority, score_with_intervals
-from helpers.runs.folder import (
-    KERNEL_LOCK,
-    METRICS,
-    Run,
-    checksum,
-    find_differences,
-    find_problems,
-    peek_run,
-    resolve_run,
-    write_run,
-)
+from helpers.runs import folder
+from helpers.runs.folder import Run
 
 SAMPLE = "notebooks/experiments/sample_grid.yaml"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
 KEYS = ("notebook", "fixed", "grid", "ensemble")
 NOTEBOOK, ERROR, LOCK = "notebook.ipynb", "error.txt", ".lock"
-LONGEST_NAME = 200  # file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that an experiment asks for.
+    """A run that an experiment asks for: its folder, its notebook, and what that is given.
 
-    Attributes:
-        path: its folder.
-        notebook: the notebook to execute.
-        parameters: all that the notebook is given, RUN_DIR apart.
-        own: those of the grid, in the folder's name.
+    `own` holds the parameters of the grid alone, those in the folder's name.
     """
 
     path: Path
@@ -65,13 +50,7 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Experiment:
-    """What an experiment's file says, checked against its notebook.
-
-    Attributes:
-        folder: where the runs' folders are, runs/<name of the file>.
-        runs: in the order of execution.
-        ensemble: the parameter whose runs are joined, "" for none.
-    """
+    """What an experiment's file says: the folder of its runs, runs/<name of the file>, and them."""
 
     folder: Path
     runs: tuple[PlannedRun, ...]
@@ -84,48 +63,66 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
     Args:
         path: the YAML file.
         changes: names and texts, as on a command line, that replace or join the fixed parameters.
-
-    Raises:
-        InputError: everything that is wrong with the file, together.
     """
     path = resolve_path(path)
-    if not path.is_file():
-        raise InputError(path, ["no such experiment"])
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, [f"not readable as YAML: {error}"]) from None
     raise_problems(path, _find_shape_problems(content))
 
-    folder, notebook = resolve_run(f"runs/{path.stem}"), resolve_path(content["notebook"])
+    where, notebook = folder.resolve_run(f"runs/{path.stem}"), resolve_path(content["notebook"])
     declared = inspect_parameters(notebook)
     fixed = {**(content.get("fixed") or {}), **parse_parameters(changes, declared)}
-    runs, problems = [], {}
-    for own in (own for grid in _list_grids(content) for own in _multiply(grid)):
-        name = name_run(own)
-        found = find_problems({**fixed, **own}, declared)
-        found += [f"{name} is both fixed and in the grid" for name in own if name in fixed]
-        if folder / name in [planned.path for planned in runs]:
-            found.append(f"{name} is there twice")
-        if len(name.encode()) > LONGEST_NAME:
-            found.append(f"the folder name {name!r} is too long: fix some values")
-        problems |= dict.fromkeys(found)  # each once, however many runs have it
-        runs.append(PlannedRun(folder / name, notebook, {**fixed, **own}, own))
-    if any("RUN_DIR" in planned.parameters for planned in runs):
-        problems["RUN_DIR is chosen for each run: take it out"] = None
+    runs, problems = {}, []
+    for grid in _list_grids(content):
+        for values in itertools.product(*grid.values()):
+            own = dict(zip(grid, values, strict=True))
+            name = name_run(own)
+            problems += folder.find_problems({**fixed, **own}, declared)
+            problems += [f"{name} is both fixed and in the grid" for name in own if name in fixed]
+            problems += [f"{name} is there twice"] if name in runs else []
+            runs[name] = PlannedRun(where / name, notebook, {**fixed, **own}, own)
+    if any("RUN_DIR" in planned.parameters for planned in runs.values()):
+        problems.append("RUN_DIR is chosen for each run: take it out")
     ensemble = content.get("ensemble") or ""
-    if ensemble and not any(ensemble in planned.own for planned in runs):
-        problems[f"ensemble: {ensemble} is not in the grid"] = None
-    raise_problems(path, list(problems))
-    return Experiment(folder, tuple(runs), ensemble)
+    if ensemble and not any(ensemble in planned.own for planned in runs.values()):
+        problems.append(f"ensemble: {ensemble} is not in the grid")
+    raise_problems(path, list(dict.fromkeys(problems)))  # each once, however many runs have it
+    return Experiment(where, tuple(runs.values()), ensemble)
+
+
+def _find_shape_problems(content) -> list[str]:
+    """List what is wrong with the file before any notebook is looked at."""
+    if not isinstance(content, dict):
+        return [f"a mapping with the keys {', '.join(KEYS)} is wanted, not {content!r}"]
+    problems = []
+    for key in [key for key in content if key not in KEYS]:
+        guess = get_close_matches(str(key), KEYS, n=1)
+        hint = f"did you mean {guess[0]}? " if guess else ""
+        problems.append(f"no key {key!r}: {hint}The keys are {', '.join(KEYS)}")
+    if not isinstance(content.get("notebook"), str):
+        problems.append("notebook is missing: name the notebook to execute")
+    if not isinstance(content.get("fixed") or {}, dict):
+        problems.append(f"fixed is {content['fixed']!r}, a mapping of names to values is wanted")
+    if not content.get("grid"):
+        problems.append("grid is missing: there is nothing to execute")
+    for grid in _list_grids(content):
+        if not isinstance(grid, dict):
+            problems.append(f"grid: {grid!r} is not a mapping of names to lists")
+            continue
+        wrong = {n: v for n, v in grid.items() if not isinstance(v, list) or not v}
+        problems += [f"grid: {n} is {v!r}, a list is wanted, as in [{v}]" for n, v in wrong.items()]
+    return problems
+
+
+def _list_grids(content: dict) -> list:
+    grid = content.get("grid") or []
+    return grid if isinstance(grid, list) else [grid]
 
 
 def inspect_parameters(notebook: str | Path) -> dict[str, str]:
-    """Read the names and types that the parameters cell of a notebook declares.
-
-    Raises:
-        InputError: no such file, no parameters, or a parameter without a plain type.
-    """
+    """Read the names and types that the parameters cell of a notebook declares."""
     notebook = resolve_path(notebook)
     if not notebook.is_file():
         raise InputError(notebook, ["no such notebook"])
@@ -166,16 +163,15 @@ def name_run(own: dict) -> str:
 def find_finished(planned: PlannedRun) -> Run | None:
     """Return the run if it is finished: every cell completed, the saved files whole.
 
-    Raises:
-        InputError: a finished run of other parameters lies in the folder.
+    A finished run of other parameters in its folder is an InputError.
     """
-    run = peek_run(planned.path)
+    run = folder.peek_run(planned.path)
     try:
         if not run or find_unfinished_cells(planned.path / NOTEBOOK):
             return None
     except (OSError, nbformat.reader.NotJSONError):
         return None
-    raise_problems(planned.path, find_differences(run, planned.parameters))
+    raise_problems(planned.path, folder.find_differences(run, planned.parameters))
     return run
 
 
@@ -184,13 +180,10 @@ def find_unfinished_cells(notebook: Path) -> list[int]:
 
     A kernel that ends early with exit code 0 leaves them pending and papermill content.
     """
-    return [
-        number
-        for number, cell in enumerate(nbformat.read(notebook, as_version=4).cells, start=1)
-        if cell.cell_type == "code"
-        and cell.source.strip()
-        and cell.metadata.get("papermill", {}).get("status") != "completed"
-    ]
+    cells = enumerate(nbformat.read(notebook, as_version=4).cells, start=1)
+    code = {n: cell for n, cell in cells if cell.cell_type == "code" and cell.source.strip()}
+    states = {n: cell.metadata.get("papermill", {}).get("status") for n, cell in code.items()}
+    return [number for number, state in states.items() if state != "completed"]
 
 
 def describe_state(planned: PlannedRun) -> str:
@@ -198,7 +191,7 @@ def describe_state(planned: PlannedRun) -> str:
     if not planned.path.is_dir():
         return "not started"
     try:
-        for name in (LOCK, KERNEL_LOCK):
+        for name in (LOCK, folder.KERNEL_LOCK):
             with FileLock(planned.path / name, timeout=1):
                 pass
     except Timeout:
@@ -218,110 +211,60 @@ def load_runs(experiment: Experiment) -> tuple[list[Run], dict[str, str]]:
         The finished runs in the experiment's order (`Run.outdated` names what code has changed
         since), and what became of each of the others: folder name to what `describe_state` says.
     """
-    found = [find_finished(planned) for planned in experiment.runs]
-    both = zip(experiment.runs, found, strict=True)
-    others = {planned.path.name: describe_state(planned) for planned, run in both if not run}
-    return [run for run in found if run], others
+    found = {planned.path: find_finished(planned) for planned in experiment.runs}
+    missing = [planned for planned in experiment.runs if not found[planned.path]]
+    others = {planned.path.name: describe_state(planned) for planned in missing}
+    return [run for run in found.values() if run], others
 
 
 def join_experiment(experiment: Experiment) -> list[Run]:
-    """Join the finished runs of an experiment over its `ensemble` parameter.
+    """Join the runs of an experiment that agree in all but its `ensemble` parameter, if finished.
 
-    Runs that agree in all other parameters of the grid are joined once all of them are finished,
-    into a folder beside theirs that has `all` for the value: BATCH_NORM=true,FOLD=all.
+    The folder lies beside theirs and has `all` for the value: BATCH_NORM=true,FOLD=all.
     """
-    over = experiment.ensemble
-    families: dict[str, list] = {}
-    for planned in experiment.runs:
-        if over in planned.own:
-            families.setdefault(name_run({**planned.own, over: "all"}), []).append(planned)
-    joined = []
-    for name, family in families.items():
-        runs = [find_finished(planned) for planned in family]
-        if all(runs):
-            joined.append(join_runs(runs, experiment.folder / name, over))
-    return joined
+    over, families = experiment.ensemble, {}
+    for planned in [planned for planned in experiment.runs if over in planned.own]:
+        name = name_run({**planned.own, over: "all"})
+        families.setdefault(name, []).append(find_finished(planned))
+    whole = {name: runs for name, runs in families.items() if all(runs)}
+    return [join_runs(runs, experiment.folder / name, over) for name, runs in whole.items()]
 
 
-def join_runs(runs: list[Run], folder: Path, over: str = "FOLD") -> Run:
-    """Join finished runs over folds into one folder that `load_run` reads like a run's.
+def join_runs(runs: list[Run], where: Path, over: str = "FOLD") -> Run:
+    """Join finished runs of the same parameters but for `over` into a folder beside theirs.
 
-    Its predictions hold each test image once, predicted by the one model that did not train on it,
-    and the validation images of each run, with the column `fold`. Its scores are those of all test
-    images together. An ensemble of the same runs that lies there already is kept.
-
-    Args:
-        runs: finished runs of the same parameters but for `over`, in folders beside `folder`.
-        folder: where to write.
-        over: name of the parameter that differs.
-
-    Raises:
-        InputError: runs that do not belong together.
+    `folder.load_run` reads it like a run's. Its predictions hold each test image once, predicted by
+    the one model that did not train on it, and the validation images of each run, with the column
+    `fold`. Its scores are those of all test images together. What lies there already of the same
+    runs is kept.
     """
-    old = peek_run(folder)
-    if old and set(old.metrics.get("members", ())) == {run.path.name for run in runs}:
-        return old  # `load_run` compares the members' checksums
-    values = [run.metrics["parameters"][over] for run in runs]
+    marks = {run.path.name: folder.checksum(run.path / folder.METRICS) for run in runs}
+    old = folder.peek_run(where)
+    if old and old.metrics.get("members") == marks:
+        return old
     first = runs[0].metrics
-    parameters = {n: v for n, v in first["parameters"].items() if n != "RUN_DIR"}
+    parameters = {n: v for n, v in first["parameters"].items() if n not in ("RUN_DIR", over)}
+    values = [run.metrics["parameters"][over] for run in runs]
     tables = [run.predictions.table.assign(fold=v) for run, v in zip(runs, values, strict=True)]
     histories = [run.history.assign(fold=v) for run, v in zip(runs, values, strict=True)]
     predictions = Predictions(pd.concat(tables, ignore_index=True), runs[0].classes)
     test = predictions.part("test")
-    problems = [
-        problem
-        for run in runs
-        for problem in find_differences(run, {n: v for n, v in parameters.items() if n != over})
-    ]
+    problems = [text for run in runs for text in folder.find_differences(run, parameters)]
     if any(run.classes != runs[0].classes for run in runs):
         problems.append("the runs differ in their classes")
-    if repeated := int(test.table["image_id"].duplicated().sum()):
+    tested = predictions.table.loc[predictions.table["split"] == "test", "image_id"]
+    if repeated := int(tested.duplicated().sum()):
         problems.append(f"{repeated} test images are in more than one {over}")
-    raise_problems(folder, problems)
+    raise_problems(where, problems)
     sums = {n: sum(run.metrics["training"][n] for run in runs) for n in ("seconds", "epochs")}
     split = predictions.table["split"].value_counts().to_dict()
-    metrics = {
+    metrics = first | {
         "parameters": parameters | {over: values},
-        "classes": runs[0].classes,
         "data": first["data"] | {"split": split},
         "scores": {"test": score_with_intervals(test)},
         "majority_baseline": score_majority(test),
         "training": first["training"] | {"best_epoch": None, "images_per_second": None} | sums,
-        "code": first.get("code", {}),
-        "members": {run.path.name: checksum(run.path / METRICS) for run in runs},
+        "members": marks,
     }
-    folder.mkdir(parents=True, exist_ok=True)
-    return write_run(folder, metrics, pd.concat(histories), predictions)
-
-
-def _find_shape_problems(content) -> list[str]:
-    """List what is wrong with the file before any notebook is looked at."""
-    if not isinstance(content, dict):
-        return [f"a mapping with the keys {', '.join(KEYS)} is wanted, not {content!r}"]
-    problems = []
-    for key in [key for key in content if key not in KEYS]:
-        guess = get_close_matches(str(key), KEYS, n=1)
-        hint = f"did you mean {guess[0]}? " if guess else ""
-        problems.append(f"no key {key!r}: {hint}The keys are {', '.join(KEYS)}")
-    if not isinstance(content.get("notebook"), str):
-        problems.append("notebook is missing: name the notebook to execute")
-    if not isinstance(content.get("fixed") or {}, dict):
-        problems.append(f"fixed is {content['fixed']!r}, a mapping of names to values is wanted")
-    if not content.get("grid"):
-        problems.append("grid is missing: there is nothing to execute")
-    for grid in _list_grids(content):
-        if not isinstance(grid, dict):
-            problems.append(f"grid: {grid!r} is not a mapping of names to lists")
-            continue
-        wrong = {n: v for n, v in grid.items() if not isinstance(v, list) or not v}
-        problems += [f"grid: {n} is {v!r}, a list is wanted, as in [{v}]" for n, v in wrong.items()]
-    return problems
-
-
-def _list_grids(content: dict) -> list:
-    grid = content.get("grid") or []
-    return grid if isinstance(grid, list) else [grid]
-
-
-def _multiply(grid: dict) -> list[dict]:
-    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    where.mkdir(parents=True, exist_ok=True)
+    return folder.write_run(where, metrics, pd.concat(histories), predictions)
