@@ -24,8 +24,6 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".ti
 # What a file may hold, whatever its name is: Pillow also knows formats that run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 ORIENTATION = 0x0112  # Exif 2.32, CIPA DC-008, 4.6.4
-# Images in the works per thread: all threads are busy, and memory does not grow with the images.
-IMAGES_AHEAD = 4
 
 
 def find_cache_dir() -> Path:
@@ -48,24 +46,20 @@ def load_images(
             can be written there, a warning says so, and the array is made in memory.
 
     Returns:
-        Read-only uint8 array (N, height, width, 3), RGB, 0 to 255, in row order.
-
-    Raises:
-        InputError: naming all images that are missing, damaged or no images.
+        Read-only uint8 array (N, height, width, 3), RGB, 0 to 255, in row order. An InputError
+        names all images that are missing, damaged or no images.
     """
-    paths, shape = list(table["path"]), (len(table), *size, 3)
+    paths, shape = list(table["path"]), (len(table), *map(int, size), 3)
     folder = find_cache_dir() if cache_dir is None else PROJECT / Path(cache_dir).expanduser()
-    cache = folder / f"images-{size[0]}x{size[1]}-{_hash_inputs(table['image_id'], paths)}.npy"
-    images = _open_cache(cache, shape)
-    if images is not None:
-        return images
+    cache = folder / f"images-{shape[1]}x{shape[2]}-{_hash_inputs(table['image_id'], paths)}.npy"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "images.lock"):
-            if _open_cache(cache, shape) is None:  # not made by another process during the wait
-                for leftover in folder.glob(".*.partial.images-*"):  # of a run that was killed
-                    leftover.unlink(missing_ok=True)
-                replace_file(cache, lambda partial: _write_pixels(partial, paths, shape))
+        if _open_cache(cache, shape) is None:
+            folder.mkdir(parents=True, exist_ok=True)
+            with FileLock(folder / "images.lock"):
+                if _open_cache(cache, shape) is None:  # nor made during the wait
+                    for leftover in folder.glob(".*.partial.images-*"):  # of a run that was killed
+                        leftover.unlink(missing_ok=True)
+                    replace_file(cache, lambda partial: _write_pixels(partial, paths, shape))
     except OSError as error:
         warnings.warn(
             f"no cache in {folder} ({error.strerror}): {np.prod(shape, dtype=np.int64):,} bytes "
@@ -83,19 +77,11 @@ def load_images(
 def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
     """Read an image file: the one way in, of what a net sees and of what a person is shown.
 
-    Greyscale, palette, CMYK and 16-bit images become 8-bit RGB, upright by their EXIF orientation.
-    Transparency is dropped, colour profiles are not applied. An image of another shape than the
-    wanted one is squashed, not cropped. Damage that libjpeg would fill with grey is an error here.
-
-    Args:
-        path: a JPEG (MPO too), PNG, BMP, TIFF or WebP file.
-        size: (height, width) in pixels; the image's own if None.
-
-    Returns:
-        uint8 array (height, width, 3), RGB, 0 to 255.
-
-    Raises:
-        InputError: the file is missing, damaged, cut short or no image.
+    A JPEG (MPO too), PNG, BMP, TIFF or WebP becomes uint8 (height, width, 3), RGB, 0 to 255: also
+    greyscale, palette, CMYK and 16-bit ones, upright by their EXIF orientation. Transparency is
+    dropped, colour profiles are not applied. Of another shape than `size` (height, width), it is
+    squashed, not cropped. A file that is missing, cut short, no image, or damaged (which libjpeg
+    would fill with grey) is an InputError.
     """
     try:
         pixels = _decode_image(Path(path).read_bytes(), size)
@@ -125,13 +111,14 @@ def decode_images(
     its `result()` gives the array of `read_image`, or raises.
     """
     threads = os.cpu_count() or 1
+    ahead = max(ahead, 4 * threads)  # all threads are busy, and few pixels wait in memory
     # No bar in the first second: there is nothing to see for a small folder.
     bar = show_bar(desc="Decoding images", total=len(paths), unit="image", delay=1)
     with ThreadPoolExecutor(threads) as pool, bar:
         waiting: deque[Future] = deque()
         for path in paths:
             waiting.append(pool.submit(read_image, path, size))
-            if len(waiting) > max(ahead, threads * IMAGES_AHEAD):
+            if len(waiting) > ahead:
                 yield waiting.popleft()
                 bar.update()
         yield from waiting
@@ -228,6 +215,3 @@ def _decode_rows(paths: list[str], size: tuple[int, int]) -> Iterator[np.ndarray
             yield decoding.result()
     where = f"{len(problems)} of {len(paths)} images cannot be read (or delete their rows)"
     raise_problems(where, problems)
-
-
-ImageError = InputError  # the old name, until no room calls it

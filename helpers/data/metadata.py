@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from helpers.data.files import InputError, name_some, raise_problems
+from helpers.data.files import name_some, raise_problems
 from helpers.data.images import IMAGE_SUFFIXES
 
 CLASS_NAMES = {
@@ -44,6 +44,8 @@ _SPELLINGS = {
 _CLASS_OF = {word: dx for dx in CLASSES for word in (dx, *_SPELLINGS[dx].split())}
 
 SPLITS = ("train", "val", "test")
+SPLIT_WORDS = {"train": "train", "training": "train", "test": "test", "testing": "test"}
+SPLIT_WORDS |= dict.fromkeys(("val", "valid", "validation"), "val")
 COLUMNS = ("image_id", "lesion_id", "dx", "dx_type", "age", "sex", "localization")
 KEPT = (*COLUMNS, "dataset", "split", "path")
 # Names of columns elsewhere: the ISIC archive and its challenges, PAD-UFES-20.
@@ -73,9 +75,8 @@ _WORDS = {
         "single image expert consensus": "consensus",
         "confocal microscopy with consensus dermoscopy": "confocal",
     },
-    "split": {"training": "train", "valid": "val", "validation": "val", "testing": "test"},
+    "split": SPLIT_WORDS,
 }
-_WORDS["split"] |= {split: split for split in SPLITS}
 
 # Images of one lesion that HAM10000 lists under two lesion ids: 18 confirmed duplicates and, last,
 # 2 near-duplicates. Published with the corrected DermaMNIST: Abhishek, Jain and Hamarneh, Sci. Data
@@ -108,10 +109,7 @@ def read_metadata(
         if the file has them), label (int64, index into `CLASSES`) and group (the lesion_id, or
         one of them where `DUPLICATE_PAIRS` shows several to be one lesion). Words that are missing
         are "unknown". An image without lesion_id is a lesion of its own, named as the image.
-        Warnings name what is missing or not known.
-
-    Raises:
-        InputError: naming all problems of the files.
+        Warnings name what is missing or not known; an InputError names all problems.
     """
     path = Path(path).expanduser()
     table, problems = parse_metadata(path, groupings and Path(groupings).expanduser())
@@ -175,7 +173,11 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     words = [c for c in ("dx_type", "sex", "localization", "dataset") if c in table]
     table[words] = table[words].replace("", "unknown")
     table["label"] = table["dx"].map(CLASSES.index).astype(np.int64)
-    table["group"] = _merge_lesions(table)
+    table["group"] = table["lesion_id"]
+    for pair in DUPLICATE_PAIRS:
+        lesions = table.loc[table["image_id"].isin(pair), "group"]
+        if len(lesions) == 2:
+            table["group"] = table["group"].mask(table["group"].isin(lesions), lesions.min())
     return table
 
 
@@ -183,11 +185,6 @@ def find_class(word: str) -> str:
     """Give the class that a word means in any common spelling, "" if none."""
     key = re.sub(r"^\d+|[\W_]+", "", word.casefold())
     return _CLASS_OF.get(re.sub("^(actinickeratos[ei]s)(and)?(bowen|intraepi).*", r"\1", key), "")
-
-
-def find_split(word: str) -> str:
-    """Give the part of the split that a word means, "" if none."""
-    return _WORDS["split"].get(word.casefold(), "")
 
 
 def clean_id(text: str) -> str:
@@ -202,7 +199,7 @@ def read_header(path: Path) -> set[str]:
     """Read the names of a table's columns, as this project calls them; none if it has none."""
     try:
         with path.open("rb") as file:
-            lines = _split_lines(_decode(file.read(2**17), errors="replace"))
+            lines = _split_lines(file.read(2**17), errors="replace")
             return set(_name_columns(next(lines, (0, []))[1]))
     except (OSError, csv.Error):
         return set()
@@ -216,8 +213,7 @@ def is_truth(columns: Iterable[str]) -> bool:
 def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     """Give a file's strings under this project's names, with its lines as the index."""
     try:
-        data = path.read_bytes()
-        lines = _split_lines(_decode(data))
+        lines = _split_lines(path.read_bytes())
         header = _name_columns(next(lines, (0, []))[1])
         if "pixel0000" in header:
             problem = "it holds pixels without image ids; get the images and HAM10000_metadata.csv"
@@ -226,8 +222,7 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return None, [f"it cannot be read as a table ({error}); save it as CSV in UTF-8"]
     if not lines:
-        what = "has a header but no rows" if header else "is empty"
-        return None, [f"it {what}; download it again"]
+        return None, ["it is empty or has no rows below its header; download it again"]
     uneven = [line for line, row in lines if len(row) != len(header)]
     problems = [f"line {name_some(uneven)} has not {len(header)} values; correct it"] * bool(uneven)
     even = {line: row for line, row in lines if len(row) == len(header)}
@@ -239,13 +234,10 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     return table.loc[:, ~table.columns.duplicated()].apply(_clean_values), problems
 
 
-def _decode(data: bytes, errors: str = "strict") -> str:
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    return data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
-
-
-def _split_lines(text: str) -> Iterator[tuple[int, list[str]]]:
+def _split_lines(data: bytes, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
     """Give each line's number and values, but for blank lines and the sep=; of spreadsheets."""
+    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    text = data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
     first = "".join(text.lstrip()[: 2**17].splitlines()[:1])  # also where \r alone ends a line
     mark = re.match(r'"?sep=([,;|\t])', first, re.IGNORECASE)
     delimiter = mark[1] if mark else max(",\t;|", key=first.count)
@@ -259,8 +251,9 @@ def _split_lines(text: str) -> Iterator[tuple[int, list[str]]]:
 def _name_columns(header: Iterable[str]) -> list[str]:
     """Give each column the name that it has in HAM10000, unless another one has it."""
     names = [name.lower() for name in header]
-    others = [_COLUMN_NAMES.get(name, name) for name in names]
-    return [name if other in names else other for name, other in zip(names, others, strict=True)]
+    return [
+        name if _COLUMN_NAMES.get(name, name) in names else _COLUMN_NAMES[name] for name in names
+    ]
 
 
 def _clean_values(values: pd.Series) -> pd.Series:
@@ -319,16 +312,3 @@ def _name_lines(values: pd.Series) -> str:
 def _parse_numbers(values: pd.Series) -> pd.Series:
     """Turn strings into numbers, with a decimal point or comma; NaN where there is none."""
     return pd.to_numeric(values.str.replace(",", "."), errors="coerce").astype(float)
-
-
-def _merge_lesions(table: pd.DataFrame) -> pd.Series:
-    """Give each row its lesion_id, the same one for lesions joined by a duplicate pair."""
-    group = table["lesion_id"]
-    for pair in DUPLICATE_PAIRS:
-        lesions = group[table["image_id"].isin(pair)]
-        if len(lesions) == 2:
-            group = group.mask(group.isin(lesions), lesions.min())
-    return group
-
-
-DatasetError = InputError  # the old name, until no room calls it

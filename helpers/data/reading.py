@@ -24,7 +24,6 @@ __all__ = ["CLASSES", "CLASS_NAMES", "DUPLICATE_PAIRS", "read_dataset", "read_me
 # In the truth of the official test, but not in Dataverse's archive of its images; its weight in the
 # official scorer (PyPI isic-challenge-scoring) is 0.
 UNSCORED_IMAGE = "ISIC_0035068"
-GROUPINGS_HEADER = {"image_id", "lesion_id", "dx_type"}
 
 
 def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
@@ -43,10 +42,7 @@ def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
     Returns:
         The table of `read_metadata` with a column `path` (str) before `label`: the image file,
         relative if `folder` is and lies below the working folder. The one image that the official
-        scorer does not count is left out, with a warning.
-
-    Raises:
-        InputError: naming all problems of the folder, its table and its images.
+        scorer does not count is left out, with a warning. An InputError names all problems.
     """
     where = Path(folder).expanduser()
     where = where if where.exists() else resolve_path(folder)
@@ -101,13 +97,13 @@ def _find_tables(files: list[Path], any_other: bool) -> tuple[list[Path], list[P
     tables, groupings, others = [], [], []
     for path in files:
         is_official = path.stem.lower() == "ham10000_metadata"
-        if path.suffix.lower() not in (".csv", ".tab", ".tsv") and not (
-            is_official and not path.suffix
+        if path.suffix.lower() not in (".csv", ".tab", ".tsv", "") or not (
+            path.suffix or is_official
         ):
             continue
         header = metadata.read_header(path)
         has_classes = "dx" in header or metadata.is_truth(header)
-        if "lesiongroupings" in path.name.lower() or header == GROUPINGS_HEADER:
+        if "lesiongroupings" in path.name.lower() or header == {"image_id", "lesion_id", "dx_type"}:
             groupings.append(path)
         elif is_official or ("image_id" in header and has_classes):
             tables.append(path)
@@ -144,18 +140,18 @@ def _find_paths(table: pd.DataFrame, images: list[Path]) -> list[str]:
     ids = table["image_id"]
     found = [copies.get(i) or copies.get(("any case", i.casefold())) or [Path()] for i in ids]
     table["path"] = [str(paths[0]) for paths in found]
-    is_missing = (table["path"] == ".") & (table["image_id"] != "")
     shared = table.duplicated("path", keep=False) & ~table.duplicated("image_id", keep=False)
     # Kaggle holds every image twice; files of different sizes are no copies.
-    differ = [len(paths) > 1 and len({p.stat().st_size for p in paths}) > 1 for paths in found]
+    sizes = [len({path.stat().st_size for path in paths}) for paths in found]
+    checks = {
+        "are missing; complete the download or delete their rows": (table["path"] == ".")
+        & (ids != ""),
+        "share a file with another; keep one row for each file": (table["path"] != ".") & shared,
+        "have files that differ; keep the right one of each": np.array(sizes) > 1,
+    }
     return [
-        f"{rows.sum()} of {len(table)} images {fault}: {name_some(table.loc[rows, 'image_id'])}; "
-        f"{remedy}"
-        for rows, fault, remedy in (
-            (is_missing, "are missing", "complete the download or delete their rows"),
-            (shared & ~is_missing, "share a file with another", "keep one row for each file"),
-            (np.array(differ), "have files that differ", "keep the right one of each"),
-        )
+        f"{rows.sum()} of {len(table)} images {fault}: {name_some(ids[rows])}"
+        for fault, rows in checks.items()
         if rows.any()
     ]
 
@@ -167,10 +163,13 @@ def _find_word(path: Path, folder: Path, find: Callable[[str], str]) -> str:
 
 def _read_classes(folder: Path, images: list[Path]) -> tuple[pd.DataFrame, list[str]]:
     """Make the table of images that lie in folders named by their class."""
-    names = pd.Series([path.relative_to(folder).with_suffix("").as_posix() for path in images])
+    names = pd.Series([path.relative_to(folder).as_posix() for path in images])
     table = pd.DataFrame({"image_id": [metadata.clean_id(path.name) for path in images]})
     table["dx"] = [_find_word(path, folder, metadata.find_class) for path in images]
-    table["split"] = [_find_word(path, folder, metadata.find_split) for path in images]
+    table["split"] = [
+        _find_word(path, folder, lambda name: metadata.SPLIT_WORDS.get(name.lower(), ""))
+        for path in images
+    ]
     table["path"] = list(map(str, images))
     problems = []
     repeated = table["image_id"].duplicated(keep=False)
@@ -233,6 +232,3 @@ def _write_arrays(arrays: np.lib.npyio.NpzFile, target: Path) -> None:
             for number, image in enumerate(pixels):
                 Image.fromarray(image).save(work / f"{split}_{number:05d}.png", compress_level=1)
         work.rename(target)
-
-
-DatasetError = InputError  # the old name, until no room calls it

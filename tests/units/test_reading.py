@@ -144,8 +144,8 @@ def test_class_folders_with_a_split(tmp_path):
         table = read_dataset(write(tmp_path, dict.fromkeys(names)))
     assert table[["image_id", "dx", "split"]].to_numpy().tolist() == [
         ["ISIC_0000004", "akiec", "test"],
-        ["train/NV/y", "nv", "train"],
-        ["valid/Melanocytic nevi/y", "nv", "val"],
+        ["train/NV/y.png", "nv", "train"],
+        ["valid/Melanocytic nevi/y.jpg", "nv", "val"],
         ["x", "mel", "train"],
     ]
     assert list(table["group"]) == list(table["image_id"])
@@ -158,7 +158,11 @@ def test_class_folders_with_a_split(tmp_path):
 def test_wrong_class_folders(tmp_path):
     names = ["train/mel/ISIC_1.jpg", "test/mel/ISIC_1.jpg", "train/scc/a.jpg", "df/b.jpg"]
     problems = find_problems(write(tmp_path, dict.fromkeys(names)))
-    words = ["ISIC_1; keep one", "1 images lie in no folder named akiec", "train, val, test: df/b"]
+    words = [
+        "ISIC_1.jpg; keep one",
+        "1 images lie in no folder named akiec",
+        "train, val, test: df/b",
+    ]
     assert len(problems) == 3
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
 
@@ -225,7 +229,7 @@ def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
         ({"HAM10000_metadata.xlsx": b"PK"}, ["no table of diagnoses", "xlsx", "as CSV"]),
         ({"x.csv": TABLE, "images.zip": b"PK"}, ["4 of 4 images are missing", "unpack images.zip"]),
         ({"a.csv": TABLE, "b.csv": TABLE[:-60], **images()}, ["a.csv, b.csv", "keep one"]),
-        ({"x.csv": TABLE, **images("", IDS[1:])}, ["1 of 4 images are missing: ISIC_0000001"]),
+        ({"x.csv": TABLE, **images("", IDS[1:])}, ["1 of 4 images are missing", "ISIC_0000001"]),
         ({"x.csv": "a,b\n1,2\n", **images()}, ["x.csv: it lacks the columns image_id, dx"]),
         (HMNIST, ["hmnist_28_28_RGB.csv", "without image ids", "helpers download"]),
         ({"x.csv": TABLE, **images(), "b/ISIC_0000003.jpg": "half"}, ["ISIC_0000003", "differ"]),
