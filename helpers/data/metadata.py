@@ -212,17 +212,16 @@ def is_truth(columns: Iterable[str]) -> bool:
 
 def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     """Give a file's strings under this project's names, with its lines as the index."""
+    if "pixel0000" in read_header(path):
+        problem = "it holds pixels without image ids; get the images and HAM10000_metadata.csv"
+        return None, [f"{problem} instead: python -m helpers download --help"]
     try:
-        lines = _split_lines(path.read_bytes())
-        header = _name_columns(next(lines, (0, []))[1])
-        if "pixel0000" in header:
-            problem = "it holds pixels without image ids; get the images and HAM10000_metadata.csv"
-            return None, [f"{problem} instead: python -m helpers download --help"]
-        lines = list(lines)
+        lines = list(_split_lines(path.read_bytes()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return None, [f"it cannot be read as a table ({error}); save it as CSV in UTF-8"]
-    if not lines:
+    if len(lines) < 2:
         return None, ["it is empty or has no rows below its header; download it again"]
+    header, lines = _name_columns(lines[0][1]), lines[1:]
     uneven = [line for line, row in lines if len(row) != len(header)]
     problems = [f"line {name_some(uneven)} has not {len(header)} values; correct it"] * bool(uneven)
     even = {line: row for line, row in lines if len(row) == len(header)}

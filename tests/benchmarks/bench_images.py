@@ -5,9 +5,10 @@ Both are timed in turn in every round, so that other work on the machine slows d
 """
 
 import argparse
-import statistics
+import resource  # not on Windows
 import tempfile
 import time
+from statistics import median
 
 import numpy as np
 from PIL import Image
@@ -15,14 +16,9 @@ from PIL import Image
 from helpers.data.images import load_images
 from helpers.data.reading import read_dataset
 
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
-
 
 def time_call(function, *args):
-    """Gives the wall-clock and the processor seconds of a call, and its result."""
+    """Give the wall-clock and the processor seconds of a call, and its result."""
     wall, cpu = time.perf_counter(), time.process_time()
     result = function(*args)
     return time.perf_counter() - wall, time.process_time() - cpu, result
@@ -42,36 +38,31 @@ def main():
     table = read_dataset(options.data_dir)
     print(f"{len(table)} images to {size[0]}x{size[1]}, {options.rounds} rounds")
 
-    plain, first, second, plain_cpu, first_cpu = [], [], [], [], []
+    plain, first, second = [], [], []
     for _ in range(options.rounds):
-        wall, cpu, expected = time_call(load_plainly, table, size)
-        plain.append(wall)
-        plain_cpu.append(cpu)
+        *seconds, expected = time_call(load_plainly, table, size)
+        plain.append(seconds)
         with tempfile.TemporaryDirectory() as folder:
-            wall, cpu, _ = time_call(load_images, table, size, folder)
-            first.append(wall)
-            first_cpu.append(cpu)
-            wall, _, images = time_call(load_images, table, size, folder)
-            second.append(wall)
+            first.append(time_call(load_images, table, size, folder)[:2])
+            *seconds, images = time_call(load_images, table, size, folder)
+            second.append(seconds)
             pairs = zip(images, expected, strict=True)
             difference = np.mean([np.abs(a.astype(int) - b).mean() for a, b in pairs])
             del images
 
-    ratios = [slow / fast for slow, fast in zip(plain, first, strict=True)]
-    cpu_ratio = statistics.median(plain_cpu) / statistics.median(first_cpu)
-    share = statistics.median(second) / statistics.median(first)
-    print(f"plain loop         {len(table) / statistics.median(plain):7.0f} images/s")
-    print(f"load_images        {len(table) / statistics.median(first):7.0f} images/s")
+    (plain_wall, plain_cpu), (first_wall, first_cpu) = (
+        [median(column) for column in zip(*seconds, strict=True)] for seconds in (plain, first)
+    )
+    share = median(wall for wall, _ in second) / first_wall
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(f"plain loop         {len(table) / plain_wall:7.0f} images/s")
+    print(f"load_images        {len(table) / first_wall:7.0f} images/s")
     print(
-        f"ratio              {statistics.median(ratios):7.2f} "
-        f"(rounds {min(ratios):.2f} to {max(ratios):.2f}; of the fastest of each, least disturbed "
-        f"by other work, {min(plain) / min(first):.2f}; processor time alone {cpu_ratio:.2f})"
+        f"ratio              {plain_wall / first_wall:7.2f}, processor {plain_cpu / first_cpu:.2f}"
     )
     print(f"second call        {share:7.1%} of the first")
     print(f"difference         {difference:7.2f} grey levels on average from Pillow's bicubic")
-    if resource:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-        print(f"peak memory        {peak:7.0f} MiB (Linux), of the process with both")
+    print(f"peak memory        {peak:7.0f} MiB (Linux), of the process with both")
 
 
 if __name__ == "__main__":
