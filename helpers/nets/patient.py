@@ -2,7 +2,7 @@
 
 Only what is known before a diagnosis is encoded. dx_type tells how the diagnosis was made, and thus
 often which one it was; `dataset`, the source of an image, is a shortcut to the class. Neither is
-ever looked at. The site still hints at the source: 81 % of the images of a "trunk" come from one.
+ever looked at. The site still hints at the source: 81 % of the images of a "trunk" are of one.
 """
 
 from pathlib import Path
@@ -52,10 +52,9 @@ def encode_fields(table: pd.DataFrame) -> np.ndarray:
 def drop_fields(encoded: np.ndarray, rate: float, rng: np.random.Generator) -> np.ndarray:
     """Set fields to missing at random, so that a net learns to answer without them.
 
-    As in ModDrop (Neverova et al., IEEE TPAMI 38(8), 2016, doi:10.1109/TPAMI.2015.2461544), but
-    each row loses all its fields with probability `rate`, and in the other rows each field is lost
-    with probability `rate`. It also keeps a net from reading a diagnosis out of the flags: in
-    HAM10000 most of the missing fields are of nevi.
+    After ModDrop (Neverova et al., IEEE TPAMI 38(8), 2016): each row loses all its fields with
+    probability `rate`, and in the other rows each field is lost with probability `rate`. It also
+    keeps a net from reading a diagnosis out of the flags: most missing fields are of nevi.
 
     Args:
         encoded: float32 (N, 20) of `encode_fields`; it stays as it is.
@@ -72,13 +71,12 @@ def join_fields(model: keras.Model, units: int = 32) -> keras.Model:
     """Build a net that answers from image and fields, out of one that answers from the image.
 
     The encoded fields go through a hidden layer and are put beside the features from which the
-    given net's last layer answers; a new last layer takes both (Pacheco & Krohling, The impact of
-    patient clinical information on automated skin cancer detection, Comput. Biol. Med. 116, 2020,
-    arXiv:1909.12912; the hidden layer is added here). The other layers are shared.
+    given net's last layer answers; a new last layer takes both (after Pacheco & Krohling, Comput.
+    Biol. Med. 116, 2020, arXiv:1909.12912). The other layers are shared.
 
     Args:
         model: a net with one input, "image", that ends in a Dense.
-        units: size of the hidden layer.
+        units: of the hidden layer.
 
     Returns:
         A net, not compiled, that takes {"image": as the given net, "fields": float32 (N, 20)}.
@@ -97,15 +95,11 @@ def join_fields(model: keras.Model, units: int = 32) -> keras.Model:
 def fold_missing(model: keras.Model) -> keras.Model:
     """Make the net for images alone that answers as the joined net does without any field.
 
-    What the hidden layer makes of `MISSING` is the same for every image: a constant that goes into
-    the bias of the last layer.
+    The hidden layer's answer to `MISSING` is a constant that goes into the bias of the last layer.
 
     Args:
-        model: a net of `join_fields`, trained, or a net with one input.
-
-    Returns:
-        A net with the input "image", or the given net itself if it has one input. Layers before
-        the last are shared with the given net: fold again after further training.
+        model: a net of `join_fields`, trained, or a net with one input. The layers before the last
+            are shared with it: fold again after further training.
     """
     if len(model.inputs) == 1:
         return model

@@ -1,7 +1,7 @@
 """tf.data pipelines over an array of pixels: shuffled and varied for training, in order else.
 
-Several GPUs (`fit.set_up`) share a batch: it then holds batch_size images for each of them, and
-the few images that cannot be shared evenly are left out.
+GPUs that share a batch (`fit.set_up`) get batch_size images each; the few that are over are left
+out. Pixels are uint8 (N, height, width, 3), labels int (N,), rows int (M,): which of the N.
 """
 
 import itertools
@@ -20,19 +20,12 @@ DROP = 0.2  # share of the patients' fields that are dropped in training
 
 
 def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Vary training images at random: geometry, then light.
+    """Vary training images, uint8 (N, height, width, 3), at random: geometry, then light.
 
-    Lesions have no upright position: mirroring and all rotations are free. Zoom, stretching, shift,
-    contrast, brightness and the colour of the light are mild. All geometry is one resampling, since
-    each one blurs; half of the images are moved by quarter turns and whole pixels only, and stay
-    sharp. Beyond the edge lies the mirror image of what is inside.
-
-    Args:
-        images: uint8 (N, height, width, 3).
-        seed: int32 (2,); equal seeds give equal images.
-
-    Returns:
-        uint8 (N, height, width, 3).
+    Lesions have no upright position: mirroring and all rotations are free, all else is mild. All
+    geometry is one resampling, since each one blurs; half of the images are moved by quarter turns
+    and whole pixels only, and stay sharp. Beyond the edge lies the mirror image of what is inside.
+    Equal seeds, int32 (2,), give equal images.
     """
     images = tf.cast(images, tf.float32)
     draws = tf.random.stateless_uniform((15, tf.shape(images)[0]), seed, -1, 1)
@@ -48,10 +41,7 @@ def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 
 def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Turn six uniform draws per image, -1 … 1, into affine transforms (N, 8) about the centre.
-
-    Those of the images that are to stay `sharp`, bool (N,), bring pixels onto pixels.
-    """
+    """Turn draws (6, N), -1 … 1, into affine transforms (N, 8); `sharp` (N,): by whole pixels."""
     angle, mirror, zoom, stretch, x_shift, y_shift = tf.unstack(draws)
     angle = np.pi * tf.where(sharp, tf.round(2 * angle) / 2, angle)
     side = tf.sign(mirror)
@@ -68,21 +58,12 @@ def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int
 
 
 def list_views(views: int, size: tuple[int, int]) -> range:
-    """List the views to average: the first 1 or 8, but of images that are not square 4 of the 8.
-
-    A quarter turn would squash such images into a shape that no training shows.
-    """
+    """List the views to average: 1 or 8; 4 of the 8 where a quarter turn would squash the image."""
     return range(views if size[0] == size[1] else min(views, 4))
 
 
 def turn_images(pixels: np.ndarray, view: int) -> np.ndarray:
-    """Make one of eight views of images (N, height, width, 3): mirrored, turned by quarters.
-
-    Args:
-        pixels: the images.
-        view: 0 (as they are) … 3, mirrored along either side or both; 4 … 7 the same of the
-            transposed images, which must be square.
-    """
+    """Mirror images along either side or both (views 0 … 3), or square ones transposed (4 … 7)."""
     if view & 4:
         if pixels.shape[1] != pixels.shape[2]:
             raise ValueError(f"view {view} is for square images, not {pixels.shape[1:3]}")
@@ -103,31 +84,25 @@ def training_batches(
 ) -> tf.data.Dataset:
     """Make the shuffled training pipeline, without end: give `fit` steps_per_epoch.
 
-    What a batch holds depends only on the seed, the epoch and its position: a training that is
-    resumed at an epoch sees what it would have seen.
+    What a batch holds depends only on the seed, the epoch and its position, so that a training can
+    be resumed. It holds (images, int32 (batch,)), or with fields a dict of "image" and "fields".
 
     Args:
-        pixels: uint8 (N, height, width, 3), perhaps memory-mapped.
-        labels: int (N,).
-        rows: int (M,), which of the N belong to the training part.
+        pixels, labels, rows: the images, and which of them to train on.
         batch_size: images per batch and GPU; the last batch of an epoch may be smaller.
         seed: of the order and of the augmentation.
         first_epoch: the epoch to begin with, from 0.
         augment: vary the images by `vary_images`.
         fields: float32 (N, D) of `patient.encode_fields`; some are dropped at random.
-
-    Returns:
-        A dataset of (images, int32 (batch,)); images are uint8 (batch, height, width, 3), and
-        with fields a dict of these as "image" and of "fields", float32 (batch, D).
     """
-    steps = count_steps(len(rows), batch_size)
+    steps, devices = count_steps(len(rows), batch_size), _count_devices()  # not in a thread
 
     def make_batches():
         for epoch in itertools.count(first_epoch):
             order = np.random.default_rng([seed, epoch]).permutation(rows)
-            for step, chosen in enumerate(_cut(order, batch_size)):
+            for step, chosen in enumerate(_cut(order, batch_size, devices)):
                 rng = np.random.default_rng([seed, epoch, step])
-                known = None if fields is None else drop_fields(fields[chosen], DROP, rng)
+                known = drop_fields(fields[chosen], DROP, rng) if fields is not None else None
                 number = np.array([seed, epoch * steps + step]) % 2**31
                 yield _join(pixels[chosen], known), labels[chosen], number
 
@@ -136,8 +111,7 @@ def training_batches(
             return inputs | {"image": vary_images(inputs["image"], number)}, truth
         return vary_images(inputs, number) if augment else inputs, truth
 
-    signature = (*_describe(pixels, fields), tf.TensorSpec((2,), tf.int32))
-    data = tf.data.Dataset.from_generator(make_batches, output_signature=signature)
+    data = _read(make_batches, pixels, fields, tf.TensorSpec((2,), tf.int32))
     return data.map(finish, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
 
@@ -148,22 +122,17 @@ def evaluation_batches(
     batch_size: int,
     *,
     fields: np.ndarray | None = None,
-    view: int = 0,
 ) -> tf.data.Dataset:
-    """Make the pipeline for validation: rows in order, each once, in the given view.
-
-    Arguments and result are as for training; fields are not dropped.
-    """
+    """Make the pipeline for validation: rows in order, each once; arguments as for training."""
+    parts = _cut(rows, batch_size, _count_devices())
 
     def make_batches():
-        for chosen in _cut(rows, batch_size):
+        for chosen in parts:
             known = None if fields is None else fields[chosen]
-            yield _join(turn_images(pixels[chosen], view), known), labels[chosen]
+            yield _join(pixels[chosen], known), labels[chosen]
 
-    signature = _describe(pixels, fields)
-    data = tf.data.Dataset.from_generator(make_batches, output_signature=signature)
-    steps = tf.data.experimental.assert_cardinality(count_steps(len(rows), batch_size))
-    return data.apply(steps).prefetch(tf.data.AUTOTUNE)
+    steps = tf.data.experimental.assert_cardinality(len(parts))
+    return _read(make_batches, pixels, fields).apply(steps).prefetch(tf.data.AUTOTUNE)
 
 
 def predict_rows(
@@ -175,38 +144,37 @@ def predict_rows(
     views: int = 1,
     fields: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Answer for rows of the array, averaged over `list_views`; other arguments as for training.
-
-    Returns:
-        float32 (M, K), probabilities in the order of the rows.
-    """
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    filled = np.resize(rows, math.ceil(len(rows) / devices) * devices)  # every row is answered
+    """Answer for rows, averaged over `list_views`: probabilities, float32 (M, K)."""
+    filled = np.resize(rows, len(rows) + -len(rows) % _count_devices())  # to be shared evenly
     labels, answers = np.zeros(len(pixels), int), []  # nobody looks at the labels
     for view in list_views(views, pixels.shape[1:3]):
-        data = evaluation_batches(pixels, labels, filled, batch_size, fields=fields, view=view)
+        turned = turn_images(pixels, view)  # no copy
+        data = evaluation_batches(turned, labels, filled, batch_size, fields=fields)
         answers.append(model.predict(data, verbose=0)[: len(rows)])
     return np.mean(answers, axis=0)
 
 
 def count_steps(images: int, batch_size: int) -> int:
     """Return the number of batches in an epoch of `images` images."""
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    return math.ceil(images // devices / batch_size)
+    return math.ceil(images // _count_devices() / batch_size)
 
 
-def _cut(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Cut rows into batches that the GPUs can share evenly."""
-    devices = tf.distribute.get_strategy().num_replicas_in_sync
-    shared = rows[: len(rows) // devices * devices]
-    return np.split(shared, range(batch_size * devices, len(shared), batch_size * devices))
+def _count_devices() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def _cut(rows: np.ndarray, batch_size: int, devices: int) -> list[np.ndarray]:
+    """Cut rows into batches that the devices can share evenly."""
+    size, over = batch_size * devices, len(rows) % devices
+    return np.split(rows[: len(rows) - over], range(size, len(rows) - over, size))
 
 
 def _join(images, fields):
     return images if fields is None else {"image": images, "fields": fields}
 
 
-def _describe(pixels: np.ndarray, fields: np.ndarray | None) -> tuple:
+def _read(make_batches, pixels: np.ndarray, fields, *more: tf.TensorSpec) -> tf.data.Dataset:
     known = None if fields is None else tf.TensorSpec((None, fields.shape[1]), tf.float32)
-    images = tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8)
-    return _join(images, known), tf.TensorSpec((None,), tf.int32)
+    inputs = _join(tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8), known)
+    signature = (inputs, tf.TensorSpec((None,), tf.int32), *more)
+    return tf.data.Dataset.from_generator(make_batches, output_signature=signature)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,9 +23,9 @@ def set_up(
 ) -> str:
     """Seed everything, use deterministic kernels only, set the precision, and share among GPUs.
 
-    On the same machine and number of cores, equal seeds then give equal results. With several GPUs
-    each one holds a copy of the model and takes an equal part of each batch; it normalises by its
-    part, and the first one's statistics are kept. Call it before a net is built.
+    On the same machine and number of cores, equal seeds then give equal results. Several GPUs each
+    take an equal part of each batch; they normalise by their part, and the first one's statistics
+    are kept. Call it before a net is built.
 
     Args:
         seed: of Python, NumPy and TensorFlow.
@@ -67,8 +68,7 @@ def _has_native_bfloat16() -> bool:
 def choose_jit_compile() -> bool | str:
     """Return `jit_compile` for `model.compile`: "auto" on one GPU, False on a CPU or several GPUs.
 
-    XLA on a CPU replaces oneDNN's convolutions by slower ones, and it cannot compile a step that
-    sums gradients over several devices.
+    XLA is slower than oneDNN on a CPU, and cannot sum gradients over several GPUs.
     """
     one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
     return "auto" if one_gpu else False
@@ -123,9 +123,9 @@ class BalancedAccuracy(keras.metrics.Metric):
 class Checkpoint(keras.callbacks.Callback):
     """Keeps the best or the last epoch's weights, stops early, and lets a killed training go on.
 
-    After every epoch one file, replaced in one step, holds all that the training depends on:
-    weights, optimizer, the state of the dropout's random numbers, the history and the weights
-    to keep so far. At the end of `fit` the model carries the weights that are kept.
+    After every epoch one file holds all that the training depends on: weights, optimizer, the state
+    of the dropout's random numbers, the history and the weights to keep so far. At the end of `fit`
+    the model carries the weights that are kept.
 
     Args:
         path: the checkpoint file (.npz).
@@ -151,10 +151,7 @@ class Checkpoint(keras.callbacks.Callback):
 
     @property
     def kept_epoch(self) -> int:
-        """The epoch whose weights are kept, from 1: the best one (the earliest of equals).
-
-        Best is the highest validation balanced accuracy. With a patience of 0, the last epoch.
-        """
+        """The epoch whose weights are kept, from 1; of equally good ones the earliest."""
         if not self.patience:
             return len(self.rows)
         return 1 + int(np.argmax([row["val_balanced_accuracy"] for row in self.rows]))
@@ -165,13 +162,10 @@ class Checkpoint(keras.callbacks.Callback):
         return pd.DataFrame(self.rows, index=pd.RangeIndex(1, len(self.rows) + 1, name="epoch"))
 
     def restore(self, model: keras.Model) -> str:
-        """Load the checkpoint, if there is one of the same settings, into a compiled model.
+        """Load the checkpoint, if there is one, into a compiled model; say so in a sentence.
 
-        A checkpoint of other settings, of another net or of one that was compiled in another way is
-        set aside as `<name>.previous.npz`.
-
-        Returns:
-            A sentence that says what was found; empty where training starts as usual.
+        One of other settings, or of a net with other layers or another optimizer, loss or metric,
+        is set aside as `<name>.previous.npz`. Without any, the sentence is empty.
         """
         self.settings |= _describe(model)
         if not self.path.exists():
@@ -207,7 +201,6 @@ class Checkpoint(keras.callbacks.Callback):
         self.rows.append({name: float(v) for name, v in logs.items()} | {"seconds": seconds})
         if self.kept_epoch == len(self.rows):
             self.kept_weights = self.model.get_weights()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(self.path, self._write)
         self.model.stop_training = self._is_stalled()
 
@@ -247,6 +240,7 @@ def _describe(model: keras.Model) -> dict[str, str]:
         for before in ('"name": ', "["):
             net = net.replace(f'{before}"{layer.name}"', f'{before}"layer {number}"')
     compiled = json.dumps(model.get_compile_config(), default=str)
+    compiled = re.sub(r'"name": "[^"]*"', "", compiled)
     return {"net": net, "optimizer, loss or metrics": compiled}
 
 

@@ -1,0 +1,170 @@
+"""The compact net and the pretrained ones: what they take, give, weigh and cost."""
+
+import json
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+from keras.src.utils import file_utils
+
+from helpers.data.files import InputError
+from helpers.data.reading import CLASSES
+from helpers.nets import models, patient
+
+SMALL, SIZE = "MobileNetV3Small", (32, 40)
+IMAGES = np.random.default_rng(0).integers(0, 256, (14, *SIZE, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def nets():
+    """Every net at random, built once."""
+    return {name: models.build_net(name, SIZE) for name in models.MODELS}
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A file with weights of a body, and what it holds."""
+    options = {"include_top": False, "pooling": "avg", "input_shape": (*SIZE, 3)}
+    body = keras.applications.MobileNetV3Small(weights=None, **options)
+    for layer in body.layers:  # one batch gives statistics that fit, as those of ImageNet do
+        if isinstance(layer, layers.BatchNormalization):
+            layer.momentum = 0.0
+    body(IMAGES, training=True)
+    path = tmp_path_factory.mktemp("weights") / "body.weights.h5"
+    body.save_weights(path)
+    return path, body.get_weights()
+
+
+def answer(model, given):
+    """Compute as `predict` does, without its start, which takes longer than these nets."""
+    return keras.ops.convert_to_numpy(model(given, training=False))
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_net_takes_raw_pixels_and_names_its_classes(nets, name):
+    model = nets[name]
+    assert (model.input_shape, model.input.dtype) == ((None, *SIZE, 3), "uint8")
+    assert model.inputs[0].name == "image"
+    assert model.layers[-1].name.split("_") == list(CLASSES)
+    probabilities = answer(model, IMAGES[:2])
+    assert probabilities.shape == (2, 7)
+    assert probabilities.sum(axis=1) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_net_scales_pixels_as_its_weights_want(nets, name):
+    """To -1 … 1, or by the mean and standard deviation of ImageNet."""
+    body = nets[name] if name == "compact" else nets[name].get_layer(name)
+    first = next(layer for layer in body.layers if layer.weights)
+    scale = keras.Model(body.input, first.input)
+    shade = np.array([0, 255], np.float32).reshape(2, 1, 1, 1) * np.ones((2, *SIZE, 3), "float32")
+    found = answer(scale, shade)[:, 1, 1]
+    mean, spread = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    expected = [[-1] * 3, [1] * 3]
+    if name not in ("compact", SMALL):
+        expected = [-mean / spread, (1 - mean) / spread]
+    assert found == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_compact_keeps_to_its_limits():
+    """At most 1 M parameters, and a fifth of the original's 544 M multiply-adds at 75x100."""
+    compact = models.build_net("compact", (75, 100))
+    assert compact.count_params() == 965_607
+    assert models.count_multiply_adds(compact) < 544e6 / 5
+
+
+@pytest.mark.parametrize(
+    ("size", "stage"),
+    [((28, 28), (14, 14)), ((32, 40), (16, 20)), ((75, 100), (10, 13)), ((224, 224), (14, 14))],
+)
+def test_compact_begins_its_stages_at_most_at_32_pixels(size, stage):
+    net = models.build_net("compact", size)
+    first = next(layer for layer in net.layers if isinstance(layer, layers.Add))
+    assert first.output.shape[1:] == (*stage, 64)
+    assert net.count_params() <= 1_000_000
+
+
+def test_multiply_adds_by_hand():
+    image = keras.Input((10, 8, 3))
+    x = layers.Conv2D(4, 3)(image)  # 8x6 places, 3*3*3*4 each
+    x = layers.DepthwiseConv2D(3, padding="same")(x)  # 8x6 places, 3*3*4
+    inner = keras.Sequential([keras.Input((8, 6, 4)), layers.Conv2D(2, 1, strides=2)])
+    x = inner(x)  # 4x3 places, 4*2
+    x = layers.Dense(3)(x)  # 4x3 places, 2*3
+    net = keras.Model(image, layers.Dense(5)(layers.Flatten()(x)))  # 4*3*3*5
+    assert models.count_multiply_adds(net) == 48 * 108 + 48 * 36 + 12 * 8 + 12 * 6 + 36 * 5
+
+
+def test_body_at_random_learns_its_statistics_and_a_pretrained_one_keeps_them(weights, nets):
+    path, saved = weights
+    pretrained = models.build_net(SMALL, SIZE, str(path))
+    assert all(map(np.array_equal, pretrained.get_layer(SMALL).get_weights(), saved))
+    for model, moves in ((pretrained, False), (nets[SMALL], True)):
+        body = model.get_layer(SMALL)
+        before = {v.path: v.numpy() for v in body.weights}
+        model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+        model.train_on_batch(IMAGES, np.arange(14) % 7)
+        changed = {v.path for v in body.weights if not np.array_equal(before[v.path], v.numpy())}
+        statistics = {path for path in before if "moving" in path}
+        assert len(statistics) == 68
+        assert changed == (set(before) if moves else set(before) - statistics)
+
+
+@pytest.mark.filterwarnings("ignore")  # Keras warns of what does not fit before it gives up
+def test_weights_that_cannot_be_had_are_named(weights, tmp_path, monkeypatch):
+    damaged = tmp_path / "damaged.h5"
+    damaged.write_bytes(b"not HDF5")
+    for name, path in ((SMALL, damaged), ("EfficientNetV2B0", weights[0])):
+        with pytest.raises(InputError, match=f"{name}: {path}: no weights"):
+            models.build_net(name, SIZE, str(path))
+
+    def fail(file, url, **_):
+        raise Exception(f"URL fetch failure on {url}")
+
+    for module in ("mobilenet_v3", "efficientnet_v2", "convnext"):
+        applications = sys.modules[f"keras.src.applications.{module}"]
+        monkeypatch.setattr(applications.file_utils, "get_file", fail)
+    assert file_utils.get_file is fail
+    with pytest.raises(InputError, match=r"https://.*/weights_mobilenet_v3_small.*give its path"):
+        models.build_net(SMALL, SIZE, "imagenet")
+
+
+def test_all_problems_are_named_together():
+    with pytest.raises(InputError) as caught:
+        models.build_net("ResNet", (31, 40), "random.h5")
+    assert len(caught.value.problems) == 3
+    for word in ("'ResNet'", "compact, MobileNetV3Small", "31x40", "'random.h5'"):
+        assert word in str(caught.value)
+
+
+LOAD = """
+import json, sys
+import keras, numpy as np
+images, found = np.load("images.npy"), {}
+for path in sys.argv[1:]:
+    model = keras.models.load_model(path)
+    given = {"image": images, "fields": np.ones((2, 20), "float32")}
+    found[path] = np.asarray(model(given if len(model.inputs) == 2 else images)).tolist()
+foreign = [name for name in sys.modules if name.split(".")[0] == "helpers"]
+print(json.dumps([foreign, found]))
+"""
+
+
+def test_saved_nets_load_without_this_project(nets, tmp_path):
+    chosen = {name: nets[name] for name in ("compact", SMALL)}
+    chosen["joined"] = patient.join_fields(nets["compact"])
+    for name, model in chosen.items():
+        keras.Model(model.input, model.output).save(tmp_path / f"{name}.keras")
+    np.save(tmp_path / "images.npy", IMAGES[:2])
+    command = [sys.executable, "-I", "-c", LOAD, *(f"{name}.keras" for name in chosen)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    foreign, found = json.loads(done.stdout.splitlines()[-1])
+    assert foreign == []
+    known = {"image": IMAGES[:2], "fields": np.ones((2, 20), "float32")}
+    for name, model in chosen.items():
+        expected = answer(model, known if name == "joined" else IMAGES[:2])
+        assert np.array(found[f"{name}.keras"]) == pytest.approx(expected, abs=1e-5), name
