@@ -1,46 +1,41 @@
 """Answer for one's own images with finished runs: calibrated probabilities, or "unsure".
 
-python -m helpers.runs.predict RUN_DIR [RUN_DIR …] IMAGE_OR_FOLDER … --csv answers.csv
-
-A folder that holds a metrics.json is a run; everything else is an image or a folder of images.
 For research and teaching. This is not a medical device.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 
-import keras
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
-from matplotlib.figure import Figure
 
 from helpers.data import images
+from helpers.data.files import InputError, name_some, raise_problems, replace_file
 from helpers.data.reading import CLASSES
 from helpers.evaluation import calibration, challenge, novelty
-from helpers.evaluation import heatmaps as explain
-from helpers.nets.patient import load_image_model
-from helpers.runs import strange
-from helpers.runs.folder import METRICS, Run, RunError, load_run, replace_file
-from helpers.training import batches as pipelines
+from helpers.evaluation.predictions import Predictions
+from helpers.runs.execution import find_run
+from helpers.runs.folder import METRICS, Run, load_model, load_run
 
-UNSURE = "unsure"
-WARNING = "unlike the training images"
-# Looked for in folders: what can be read, and what telephones write but `images` refuses, so that
-# it is listed and not passed over in silence.
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".heic", ".heif")
+# TensorFlow is imported only once the arguments are known to be right.
+
+UNSURE, WARNING = "unsure", "unlike the training images"
+# Beside what is hidden (.…, .ipynb_checkpoints among it): thumbnails and notes of file systems.
+LEFT_OUT = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
 VIEWS = (1, 8)
 BATCH = 64  # images per call of the nets, views counted
-SOME_UNREADABLE = 3  # exit code: the other images are answered
+SOME_NOT_ANSWERED = 3  # exit code
 
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """From which probability on an answer is given, and what that came to on held-out images.
+    """From which probability on a class is answered, and what that came to on held-out images.
 
     Attributes:
         threshold: calibrated probability of the answer, 0 … 1; infinite where no threshold reaches
@@ -57,19 +52,15 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Member:
-    """One net of a classifier.
+    """One net of a classifier: its reader (`novelty.make_reader`), temperature and detector.
 
-    Attributes:
-        model: the Keras model.
-        reader: the same, compiled (`novelty.make_reader`).
-        temperature: of its calibration.
-        detector: of images unlike its training images, or None.
+    `border` is the distance from which on the detector warns; without a detector it is nan.
     """
 
-    model: keras.Model
     reader: Callable
     temperature: float
     detector: novelty.Detector | None
+    border: float
 
 
 @dataclass(frozen=True)
@@ -77,26 +68,31 @@ class Classifier:
     """One or several nets that answer together; made by `load_classifier`.
 
     Attributes:
-        classes: K class codes.
-        size: (height, width) in pixels that the nets take.
+        runs: the run of each net, none of them an ensemble.
         members: the nets.
+        size: (height, width) in pixels that they take.
         point: the operating point.
         views: 1 or 8, over how many turned and mirrored views to average.
         false_alarm_rate: share of images like the training images that may be warned of.
     """
 
-    classes: list[str]
-    size: tuple[int, int]
+    runs: tuple[Run, ...]
     members: tuple[Member, ...]
+    size: tuple[int, int]
     point: OperatingPoint
     views: int
     false_alarm_rate: float
 
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class codes, in the order of the probabilities."""
+        return self.runs[0].classes
+
 
 def load_classifier(
-    loaded: Sequence[Run],
+    runs: Sequence[Run],
     accuracy: float = 0.9,
-    views: int | None = None,
+    views: int = 0,
     warn: bool = True,
     false_alarm_rate: float = novelty.FALSE_ALARM_RATE,
     data_dir: str = "",
@@ -104,99 +100,71 @@ def load_classifier(
     """Load the nets of runs that are to answer together.
 
     Args:
-        loaded: runs with the same classes and image size; an ensemble stands for its members. The
-            probabilities of all nets are calibrated, then averaged.
-        accuracy: wanted share of right ones among the given answers, see
-            `choose_operating_point`.
-        views: 1, or 8 for test-time averaging, see `pipelines.turn_images`; None for what the first
-            run was scored with.
-        warn: score how unlike the training images an image is (`novelty.load_detector`).
+        runs: of the same classes and image size, at least one; an ensemble stands for its members.
+            The probabilities of all nets are calibrated, then averaged.
+        accuracy: wanted share of right ones among the given answers (`choose_operating_point`).
+        views: 1, or 8 for test-time averaging; 0: what the first run was scored with.
+        warn: measure how unlike the training images an image is (`novelty.load_detector`).
         false_alarm_rate: of that warning.
         data_dir: see `novelty.load_detector`.
 
     Raises:
-        RunError: naming all that keeps the runs from answering together, or what is out of range.
+        InputError: naming all that keeps the runs from answering together, or is out of range.
     """
-    loaded = _list_members(loaded)
-    problems = find_mismatches(loaded)
-    if views is None and loaded:
-        views = loaded[0].metrics["parameters"].get("VIEWS", 1)
+    runs = [load_run(path.parent, image_only=True) for run in runs for path in run.model_paths]
+    first, problems = runs[0], []
+    for run in runs[1:]:
+        if run.classes != first.classes:
+            said = f"the classes {', '.join(run.classes)}, {first.path}: {', '.join(first.classes)}"
+            problems.append(f"{run.path} has {said}: leave one of them out")
+        if _read_size(run) != _read_size(first):
+            said = "images of {}x{} pixels, {}: {}x{}"
+            said = said.format(*_read_size(run), first.path, *_read_size(first))
+            problems.append(f"{run.path} takes {said}: leave one of them out")
+    views = views or first.metrics["parameters"].get("VIEWS", 1)
     if views not in VIEWS:
         problems.append(f"views is {views}, wanted is {' or '.join(map(str, VIEWS))}")
     for name, value in (("accuracy", accuracy), ("false-alarm rate", false_alarm_rate)):
         if not 0 < value <= 1:
             problems.append(f"the {name} is {value}, wanted is a share above 0 and at most 1")
-    if problems:
-        raise RunError("\n".join(problems))
+    raise_problems("the runs and options", problems)
     members, calibrated = [], []
-    for run in loaded:
+    for run in runs:
         predictions, temperatures = calibration.calibrate_run(run)
-        calibrated.append(predictions)
-        model = load_image_model(run.model_paths[0])
+        calibrated.append(predictions.table)
         detector = novelty.load_detector(run, data_dir) if warn else None
-        members.append(Member(model, novelty.make_reader(model), temperatures[0], detector))
-    classes = loaded[0].classes
-    point = choose_operating_point(pd.concat(calibrated, ignore_index=True), classes, accuracy)
-    return Classifier(
-        classes, _read_size(loaded[0]), tuple(members), point, views, false_alarm_rate
-    )
+        border = detector.choose_threshold(false_alarm_rate) if detector else np.nan
+        reader = novelty.make_reader(load_model(run))
+        members.append(Member(reader, temperatures[0], detector, border))
+    held_out = replace(first.predictions, table=pd.concat(calibrated, ignore_index=True))
+    point = choose_operating_point(held_out, accuracy)
+    size = _read_size(first)
+    return Classifier(tuple(runs), tuple(members), size, point, views, false_alarm_rate)
 
 
-def find_mismatches(loaded: Sequence[Run]) -> list[str]:
-    """List what keeps runs from answering together: other classes or sizes than the first's."""
-    if not loaded:
-        return [f"no run given: a run is a folder with {METRICS}, which the main notebook writes"]
-    first, problems = loaded[0], []
-    for run in loaded[1:]:
-        if run.classes != first.classes:
-            problems.append(
-                f"{run.path} has the classes {', '.join(run.classes)}, {first.path} has "
-                f"{', '.join(first.classes)}: leave one of them out"
-            )
-        if _read_size(run) != _read_size(first):
-            (a, b), (c, d) = _read_size(run), _read_size(first)
-            problems.append(
-                f"{run.path} takes images of {a}x{b} pixels, {first.path} of {c}x{d}: leave one "
-                "of them out"
-            )
-    return problems
+def choose_operating_point(p: Predictions, accuracy: float) -> OperatingPoint:
+    """Choose the lowest threshold at which the answers on the validation images are right enough.
 
-
-def choose_operating_point(
-    predictions: pd.DataFrame, classes: Sequence[str], accuracy: float
-) -> OperatingPoint:
-    """Choose from which probability on answers are given: the lowest with the wanted accuracy.
-
-    Among the thresholds at which the validation images that are answered reach the accuracy, the
-    one that answers most (selective prediction: Geifman and El-Yaniv, NeurIPS 2017). Of several
-    runs, the validation images of all are taken, each as its own net answered it; their average is
-    seldom less often right at the same probability. Of a net with REFIT they are the answers that
-    it gave before it was trained on these images too.
+    Selective prediction: Geifman and El-Yaniv, NeurIPS 2017. Of several runs, the validation
+    images of all are taken, each as its own net answered it; their average is seldom less often
+    right at the same probability.
 
     Args:
-        predictions: a row per image with split, dx and calibrated p_<class>.
-        classes: K class codes.
+        p: calibrated, of the parts val and perhaps test.
         accuracy: wanted share of right answers, 0 … 1.
     """
-    probabilities = predictions[[f"p_{dx}" for dx in classes]].to_numpy()
-    surety = probabilities.max(axis=1)
-    is_right = np.asarray(classes)[probabilities.argmax(axis=1)] == predictions["dx"].to_numpy()
-    parts = {part: (predictions["split"] == part).to_numpy() for part in ("val", "test")}
-    order = np.argsort(-surety[parts["val"]], kind="stable")
-    ranked = surety[parts["val"]][order]
-    share_right = is_right[parts["val"]][order].cumsum() / np.arange(1, len(order) + 1)
-    is_last_of_equals = np.append(ranked[1:] != ranked[:-1], True)
-    reached = np.flatnonzero((share_right >= accuracy) & is_last_of_equals)
-    threshold = float(ranked[reached[-1]]) if len(reached) else np.inf
-    rows = {}
-    for part, rows_of in parts.items():
-        answered = rows_of & (surety >= threshold)
-        rows[part] = {
-            "images": int(rows_of.sum()),
-            "answered": answered.sum() / max(rows_of.sum(), 1),
-            "right": is_right[answered].mean() if answered.any() else np.nan,
-        }
-    return OperatingPoint(threshold, accuracy, pd.DataFrame.from_dict(rows, orient="index"))
+    table = pd.DataFrame({"part": p.table["split"], "surety": p.probabilities.max(axis=1)})
+    table["right"] = p.answers == p.labels
+    by_surety = table[table["part"] == "val"].groupby("surety")["right"]
+    ranked = by_surety.agg(["sum", "count"])[::-1].cumsum()
+    reached = ranked.index[ranked["sum"] >= accuracy * ranked["count"] - 1e-9]
+    threshold = float(reached[-1]) if len(reached) else np.inf
+    table["answered"] = table["surety"] >= threshold
+    table["right"] = table["right"].where(table["answered"]).astype(float)
+    outcomes = table.groupby("part")[["answered", "right"]].mean()
+    outcomes.insert(0, "images", table.groupby("part").size())
+    outcomes = outcomes.reindex([part for part in ("val", "test") if part in outcomes.index])
+    return OperatingPoint(threshold, accuracy, outcomes)
 
 
 def describe_operating_point(point: OperatingPoint) -> str:
@@ -208,10 +176,9 @@ def describe_operating_point(point: OperatingPoint) -> str:
         )
     names = {"val": "validation", "test": "test"}
     said = [
-        f"{row['answered']:.0%} of the {row['images']:.0f} {names[part]} images are answered, "
-        f"{row['right']:.0%} of these right"
+        f"{row['answered']:.0%} of the {row['images']:.0f} {names[part]} images get a class, "
+        + (f"{row['right']:.0%} of these the right one" if row["answered"] else "")
         for part, row in point.outcomes.iterrows()
-        if row["images"]
     ]
     return (
         f"An image is unsure where its highest probability is below {point.threshold:.2f}. "
@@ -219,26 +186,45 @@ def describe_operating_point(point: OperatingPoint) -> str:
     )
 
 
-def find_images(paths: Sequence[str | Path]) -> list[Path]:
-    """List image files: files as they are, folders with all images below them, sorted.
+def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Path]]:
+    """List the files to answer for: files as they are, folders with everything below them.
 
-    A file that does not exist stays in the list; that it cannot be read is said with the others.
+    No ending is asked for: what a file holds is found when it is read. Links to folders are
+    followed, each folder once. A file that does not exist stays in the list, like a link that leads
+    nowhere: that it cannot be read is said with the others.
+
+    Returns:
+        The files, and what is left out in folders: hidden and `LEFT_OUT` files and folders, and
+        what is no file, such as a socket.
+
+    Raises:
+        InputError: naming empty folders, folders of runs, or that no path is given.
     """
-    found = []
+    files, left_out, problems, seen = [], [], [], set()
     for path in map(Path, paths):
-        inside = path.rglob("*") if path.is_dir() else [path]
-        found += sorted(
-            file
-            for file in inside
-            if file == path
-            or (
-                file.suffix.lower() in SUFFIXES
-                and file.is_file()
-                and not file.name.startswith(".")
-                and "__MACOSX" not in file.parts
-            )
-        )
-    return found
+        found, errors = [], []
+        for here, folders, names in os.walk(path, onerror=errors.append, followlinks=True):
+            if (real := os.path.realpath(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            if METRICS in names:
+                problems.append(f"{here} is a run: name it with --run (RUN_DIR in a notebook)")
+            inside = [Path(here, name) for name in sorted(names)]
+            out = [Path(here, name) for name in sorted(folders) if _is_left_out(name)]
+            out += [p for p in inside if _is_left_out(p.name) or (p.exists() and not p.is_file())]
+            left_out += out
+            found += [file for file in inside if file not in out]
+            folders[:] = sorted(name for name in folders if not _is_left_out(name))
+        if not path.is_dir():
+            found = [path]
+        elif not found and not errors:
+            problems.append(f"{path} holds no image: name image files or folders of them")
+        files += [*found, *(Path(error.filename) for error in errors if path.is_dir())]
+    if not paths:
+        problems.append("no image is given: name image files or folders of them")
+    raise_problems("the images", problems)
+    return files, left_out
 
 
 def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
@@ -246,294 +232,190 @@ def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
 
     Args:
         uploads: the widget's `value`: dicts with name and content (bytes or memoryview).
-        folder: made if it is missing. A file of the same name is replaced.
+        folder: made if it is missing. A file of an earlier upload is replaced; of two uploads of
+            one name, the second is numbered.
 
     Returns:
         The files, in order.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    paths = [folder / Path(upload["name"].replace("\\", "/")).name for upload in uploads]
-    for path, upload in zip(paths, uploads, strict=True):
+    paths, taken = [], set()
+    for upload in uploads:
+        name = Path(upload["name"].replace("\\", "/")).name
+        path, number = folder / name, 1
+        while path.name.casefold() in taken:
+            number += 1
+            path = folder / f"{Path(name).stem} ({number}){Path(name).suffix}"
+        taken.add(path.name.casefold())
         path.write_bytes(bytes(upload["content"]))
+        paths.append(path)
     return paths
 
 
-def predict_images(classifier: Classifier, paths: Sequence[str | Path]) -> pd.DataFrame:
+def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
     """Answer for image files; decoding goes on while the nets answer.
-
-    Args:
-        classifier: see `load_classifier`.
-        paths: image files, see `find_images`.
 
     Returns:
         A row per file, in order: image (the path), answer (a class or "unsure"; empty where the
-        file cannot be read), p_<class> calibrated and averaged, novelty (1 is the border; nan
-        without detectors), warning and problem (both empty where there is none).
+        file cannot be read), p_<class> calibrated and averaged, novelty (distance from the training
+        images, 1 is the border; nan without detectors), warning and problem (empty for none).
     """
     columns = [f"p_{dx}" for dx in classifier.classes]
     probabilities = np.full((len(paths), len(columns)), np.nan)
-    strangeness = np.full(len(paths), np.nan)
-    problems = [""] * len(paths)
+    distances, problems = np.full(len(paths), np.nan), [""] * len(paths)
     for rows, pixels in _read_batches(classifier, paths, problems):
-        probabilities[rows], strangeness[rows] = _answer(classifier, pixels)
+        probabilities[rows], distances[rows] = _answer(classifier, pixels)
     top = probabilities.max(axis=1)
     answers = np.asarray(classifier.classes)[np.nan_to_num(probabilities).argmax(axis=1)]
     answers = np.where(top >= classifier.point.threshold, answers, UNSURE)
     table = pd.DataFrame({"image": [str(path) for path in paths]})
     table["answer"] = np.where(np.isnan(top), "", answers)
     table[columns] = probabilities
-    table["novelty"] = strangeness
-    table["warning"] = np.where(strangeness > 1, WARNING, "")
+    table["novelty"] = distances
+    table["warning"] = np.where(distances > 1, WARNING, "")
     table["problem"] = problems
     return table
 
 
+def describe_answers(classifier: Classifier, table: pd.DataFrame) -> str:
+    """Say how many files were answered, how, and what the rules for it were."""
+    answered = table[table["problem"] == ""]
+    unsure, warned = (answered["answer"] == UNSURE).sum(), (answered["warning"] != "").sum()
+    nets = len(classifier.members)
+    lines = [
+        f"{len(answered)} of {len(table)} files answered by {nets} net{'s' * (nets > 1)}: "
+        f"{len(answered) - unsure} with a class, {unsure} unsure; {warned} with a warning.",
+        describe_operating_point(classifier.point),
+    ]
+    for run, member in zip(classifier.runs, classifier.members, strict=True):
+        test = run.predictions.part("test")
+        if member.detector and len(test):
+            found = member.detector.measure_false_alarms(test, classifier.false_alarm_rate)
+            lines.append(
+                f"{run.path.name} warns of {found['value']:.1%} of its {len(test)} test images "
+                f"({found['low']:.1%} to {found['high']:.1%}); wanted is "
+                f"{classifier.false_alarm_rate:.1%}. The warning is a check for gross errors."
+            )
+    return "\n".join([*lines, "For research and teaching. This is not a medical device."])
+
+
 def check_output(path: Path) -> list[str]:
     """List what keeps a file from being written, before any work is done; makes its folder."""
-    if path.is_dir():
-        return [f"{path} is a folder: name a file"]
+    is_new = not path.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_file(path.with_name(f".{path.name}.try"), lambda partial: partial.touch())
-        path.with_name(f".{path.name}.try").unlink()
+        with path.open("ab"):  # fails where a spreadsheet keeps the file to itself
+            pass
+        if is_new:
+            path.unlink()
     except OSError as error:
-        return [f"{path} cannot be written ({error.strerror}): name another file"]
+        why = error.strerror or str(error)
+        return [f"{path} cannot be written ({why}): close the program that has it open, or name "
+                "another file"]  # fmt: skip
     return []
 
 
-def sort_arguments(paths: Sequence[str]) -> tuple[list[Path], list[Path], list[str]]:
-    """Tell runs from images: a folder with metrics.json is a run.
+def write_answers(path: Path, table: pd.DataFrame) -> Path:
+    """Write answers as CSV (UTF-8 with a mark, by which spreadsheets know it), and return where.
 
-    Returns:
-        The runs, the image files, and the problems: no run, no image, folders without images.
+    What cannot be written there any more is kept beside it under another name, or among the
+    system's temporary files.
     """
-    run_dirs = [Path(path) for path in paths if (Path(path) / METRICS).is_file()]
-    others = [Path(path) for path in paths if Path(path) not in run_dirs]
-    found, problems = [], []
-    for path in others:
-        files = find_images([path])
-        found += files
-        if not files:
-            problems.append(
-                f"{path} holds no image ({', '.join(SUFFIXES)}) and no {METRICS}, so it is "
-                "neither images nor a finished run"
-            )
-    if not run_dirs:
-        missing = [str(path) for path in others if not path.exists()]
-        hint = f"; there is no {', '.join(missing)}" if missing else ""
-        problems.append(
-            f"no run among the arguments: a run is a folder with {METRICS}, which the main "
-            f"notebook writes{hint}"
-        )
-    if not others:
-        problems.append("no image among the arguments: name image files or folders of them")
-    return run_dirs, found, problems
+    spare = f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}.csv"
+    places = [path, path.with_name(spare), Path(tempfile.gettempdir()) / spare]
+    options = {"encoding": "utf-8-sig", "errors": "backslashreplace", "float_format": "%.6g"}
+    problems = []
+    for place in places:
+        try:
+            replace_file(place, lambda partial: table.to_csv(partial, index=False, **options))
+            return place
+        except OSError as error:
+            problems.append(f"{place} cannot be written ({error})")
+    raise InputError("the answers", problems)
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run the command line.
-
-    Returns:
-        The exit code: 0; 1 where nothing could be answered; 3 where some files were unreadable and
-        the others are answered.
-    """
-    options = _make_parser().parse_args(arguments)
-    run_dirs, paths, problems = sort_arguments(options.paths)
-    for path in filter(None, (options.csv, options.isic)):
-        problems += check_output(path)
-    if options.isic and (repeated := _find_repeated([path.stem for path in paths])):
-        problems.append(f"--isic names images by their file's stem; more than one has {repeated}")
-    try:
-        loaded = _list_members([load_run(path) for path in run_dirs])
-        problems += find_mismatches(loaded) if loaded else []
-        if options.isic and loaded and sorted(loaded[0].classes) != sorted(CLASSES):
-            problems.append(f"--isic needs the classes {', '.join(CLASSES)}")
-        if problems:
-            raise RunError("\n".join(problems))
-        classifier = load_classifier(
-            loaded,
-            options.accuracy,
-            options.views,
-            options.novelty,
-            options.false_alarms,
-            options.data_dir,
-        )
-    except ValueError as error:  # of runs, data sets and images
-        print(error, file=sys.stderr)
-        return 1
-    table = predict_images(classifier, paths)
-    answered = table[table["problem"] == ""]
-    if options.csv:
-        replace_file(
-            options.csv,
-            lambda partial: table.to_csv(partial, index=False, float_format="%.6g"),
-        )
-    else:
-        print(table.to_string(index=False, float_format="%.3f"))
-    if options.isic and len(answered):
-        challenge.write_submission(
-            options.isic,
-            [Path(image).stem for image in answered["image"]],
-            answered[[f"p_{dx}" for dx in CLASSES]].to_numpy(),
-        )
-    print(describe_answers(classifier, table))
-    for row in table[table["problem"] != ""].itertuples():
-        print(row.problem, file=sys.stderr)
-    if not len(answered):
-        return 1
-    return SOME_UNREADABLE if len(answered) < len(table) else 0
-
-
-def describe_answers(classifier: Classifier, table: pd.DataFrame) -> str:
-    """Say how many images were answered, how, and what the rules for it were."""
-    readable = table[table["problem"] == ""]
-    unsure, warned = (readable["answer"] == UNSURE).sum(), (readable["warning"] != "").sum()
-    nets = len(classifier.members)
-    lines = [
-        f"{len(readable)} of {len(table)} images read by {nets} net{'s' * (nets > 1)}: "
-        f"{len(readable) - unsure} answered, {unsure} unsure, {warned} with a warning.",
-        describe_operating_point(classifier.point),
-    ]
-    detectors = [member.detector for member in classifier.members if member.detector]
-    for number, detector in enumerate(detectors, start=1):
-        found = detector.measure_false_alarms(classifier.false_alarm_rate)
-        name = f"Net {number}: " if len(detectors) > 1 else ""
-        lines.append(
-            f"{name}False alarms of the warning: wanted at most {classifier.false_alarm_rate:.1%}; "
-            f"on the {len(detector.test)} test images {found['value']:.1%} "
-            f"({found['low']:.1%} to {found['high']:.1%})."
-        )
-    lines.append("For research and teaching. This is not a medical device.")
-    return "\n".join(lines)
-
-
-def measure_warnings(classifier: Classifier, variants: int, seed: int = 0) -> pd.DataFrame:
-    """Measure how often pictures that show no lesion are warned of, with 95 % intervals.
-
-    Args:
-        classifier: with detectors.
-        variants: pictures per kind of `strange.KINDS`.
-        seed: of the pictures.
-
-    Returns:
-        value, low and high, each 0 … 1, for `test images` (false alarms of the first net, interval
-        over lesions) and for each kind (Wilson's interval).
-    """
-    detector = classifier.members[0].detector
-    rows = {"test images": detector.measure_false_alarms(classifier.false_alarm_rate)}
-    for kind, pixels in strange.draw_variants(variants, classifier.size, seed):
-        rows[kind] = novelty.measure_rate(_score_novelty(classifier, pixels) > 1)
-    return pd.DataFrame.from_dict(rows, orient="index")
-
-
-def plot_warnings(rates: pd.DataFrame, false_alarm_rate: float) -> Figure:
-    """Draw the table of `measure_warnings` with the wanted false-alarm rate as a line."""
-    figure, axes = plt.subplots(figsize=(7, 2.8), layout="constrained")
-    spread = np.abs(rates[["low", "high"]].to_numpy() - rates[["value"]].to_numpy())
-    places = np.arange(len(rates))[::-1]
-    axes.errorbar(rates["value"], places, xerr=spread.T, fmt="o", capsize=3)
-    axes.axvline(false_alarm_rate, color="0.6", linestyle="--", linewidth=1)
-    axes.annotate("wanted false alarms", (false_alarm_rate + 0.01, 0), color="0.4", fontsize=8)
-    axes.set(yticks=places, yticklabels=rates.index, xlabel="share warned of", xlim=(-0.03, 1.03))
-    axes.set_title("Warnings, with 95 % intervals")
-    sns.despine(figure)
-    return figure
-
-
-def plot_answers(
-    classifier: Classifier, table: pd.DataFrame, images_shown: int = 12, columns: int = 2
-) -> Figure:
-    """Draw images with their answers: the image, Grad-CAM of its top class, its probabilities.
-
-    Args:
-        classifier: the one that answered; the heat is its first net's.
-        table: as `predict_images` returns it. Files that could not be read are left out.
-        images_shown: the first so many images.
-        columns: images side by side.
-    """
-    shown = table[table["problem"] == ""].head(images_shown)
-    probabilities = shown[[f"p_{dx}" for dx in classifier.classes]].to_numpy()
-    pixels = [images.read_image(path, classifier.size) for path in shown["image"]]
-    heats = explain.compute_grad_cam(
-        classifier.members[0].model, np.stack(pixels), probabilities.argmax(axis=1)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments of the command line's verb predict."""
+    parser.add_argument("images", nargs="*", metavar="IMAGE|FOLDER")
+    parser.add_argument(
+        "--run",
+        action="append",
+        default=[],
+        metavar="RUN_DIR",
+        help="a finished run; given several times they answer together (the last finished one)",
     )
-    rows = -(-len(shown) // columns)
-    figure, axs = plt.subplots(
-        rows, 3 * columns, figsize=(4.8 * columns, 1.45 * rows), layout="constrained", squeeze=False
-    )
-    for axes in axs.flat:
-        axes.axis("off")
-    panels = axs.reshape(-1, 3)
-    for trio, row, heat, found in zip(
-        panels, shown.itertuples(), heats, probabilities, strict=False
-    ):
-        picture = images.read_image(row.image)
-        trio[0].imshow(picture)
-        trio[0].set_title(Path(row.image).stem[:14], fontsize=8)
-        trio[1].imshow(explain.overlay_heat(picture, heat))
-        colour = "firebrick" if row.warning else "0.4" if row.answer == UNSURE else "black"
-        said = f"{row.answer}, but strange" if row.warning else row.answer
-        trio[1].set_title(said, fontsize=8, color=colour)
-        _draw_bars(trio[2], found, classifier)
-    return figure
-
-
-def _draw_bars(axes: plt.Axes, probabilities: np.ndarray, classifier: Classifier) -> None:
-    """Draw the three highest probabilities and the threshold below which the answer is unsure."""
-    top = np.argsort(-probabilities)[:3][::-1]
-    axes.axis("on")
-    axes.barh(range(len(top)), probabilities[top], height=0.7)
-    axes.axvline(min(classifier.point.threshold, 1), color="0.6", linestyle="--", linewidth=1)
-    axes.set(xlim=(0, 1), xticks=[0, 1], yticks=range(len(top)))
-    axes.set_yticklabels([classifier.classes[k] for k in top])
-    axes.tick_params(labelsize=7)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m helpers.runs.predict",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("paths", nargs="+", metavar="RUN_DIR|IMAGE|FOLDER")
     parser.add_argument("--csv", type=Path, help="write the answers there; without: print them")
     parser.add_argument("--isic", type=Path, help="write a CSV as the ISIC 2018 challenge takes it")
-    parser.add_argument(
-        "--accuracy",
-        type=float,
-        default=0.9,
-        help="share of right ones wanted among the given answers; the rest is unsure (%(default)s)",
-    )
-    parser.add_argument(
-        "--views",
-        type=int,
-        choices=VIEWS,
-        help="8: average turned, mirrored views (as the run was scored)",
-    )
+    help_text = "share of right ones wanted among the given answers; the rest is unsure"
+    parser.add_argument("--accuracy", type=float, default=0.9, help=f"{help_text} (%(default)s)")
+    help_text = "8: average turned, mirrored views (as the run was scored)"
+    parser.add_argument("--views", type=int, choices=VIEWS, default=0, help=help_text)
     parser.add_argument(
         "--false-alarms",
         type=float,
         default=novelty.FALSE_ALARM_RATE,
         help="share of images like the training images that may be warned of (%(default)s)",
     )
-    parser.add_argument(
-        "--data-dir",
-        default="",
-        help=f"the runs' training images, needed once, to make {novelty.NOVELTY}",
-    )
-    parser.add_argument(
-        "--no-novelty",
-        action="store_false",
-        dest="novelty",
-        help="do without the warning of images unlike the training images",
-    )
-    return parser
+    help_text = f"the runs' training images, needed once, to make {novelty.NOVELTY}"
+    parser.add_argument("--data-dir", default="", help=help_text)
+    parser.add_argument("--no-novelty", action="store_true", help="never warn of unlike images")
 
 
-def _list_members(loaded: Sequence[Run]) -> list[Run]:
-    """Put the members, which are runs, in the place of ensembles."""
-    return [load_run(path.parent, image_only=True) for run in loaded for path in run.model_paths]
+def run(options: argparse.Namespace) -> int:
+    """Answer as the command line asks.
+
+    Returns:
+        The exit code: 0; 1 where no file could be answered; 3 where some could not.
+
+    Raises:
+        InputError: everything that is wrong with the arguments.
+    """
+    problems = [text for path in (options.csv, options.isic) if path for text in check_output(path)]
+    (paths, left_out) = _collect(problems, find_images, options.images) or ([], [])
+    runs = [_collect(problems, load_run, path) for path in options.run]
+    stems = pd.Series([path.stem for path in paths], dtype=str)
+    if options.isic and stems.duplicated().any():
+        repeated = name_some(stems[stems.duplicated()].unique())
+        problems.append(f"--isic names images by their file's stem; more than one has {repeated}")
+    for found in filter(None, runs):
+        if options.isic and sorted(found.classes) != sorted(CLASSES):
+            problems.append(f"--isic needs the classes {', '.join(CLASSES)}, not {found.path}'s")
+    raise_problems("predict", problems)
+    classifier = load_classifier(
+        runs or [find_run()],
+        options.accuracy,
+        options.views,
+        not options.no_novelty,
+        options.false_alarms,
+        options.data_dir,
+    )
+    table = predict_images(classifier, paths)
+    answered = table[table["problem"] == ""]
+    if options.csv:
+        print("Answers:", write_answers(options.csv, table))
+    else:
+        print(table.to_string(index=False, float_format="%.3f"))
+    if options.isic and len(answered):
+        named = answered.assign(image_id=[Path(path).stem for path in answered["image"]])
+        challenge.write_submission(options.isic, Predictions(named, classifier.classes))
+    print(describe_answers(classifier, table))
+    if left_out:
+        print(f"{len(left_out)} left out: {name_some(left_out)}", file=sys.stderr)
+    for row in table[table["problem"] != ""].itertuples():
+        print(f"{row.image}: {row.problem}", file=sys.stderr)
+    return 0 if len(answered) == len(table) else SOME_NOT_ANSWERED if len(answered) else 1
+
+
+def _collect(problems: list[str], function: Callable, argument):
+    try:
+        return function(argument)
+    except InputError as error:
+        problems += [f"{error.where}: {text}" for text in error.problems]
+        return None
+
+
+def _is_left_out(name: str) -> bool:
+    return name.startswith(".") or name in LEFT_OUT
 
 
 def _read_size(run: Run) -> tuple[int, int]:
@@ -542,17 +424,16 @@ def _read_size(run: Run) -> tuple[int, int]:
 
 
 def _read_batches(
-    classifier: Classifier, paths: Sequence[str | Path], problems: list[str]
+    classifier: Classifier, paths: Sequence[str | os.PathLike], problems: list[str]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield rows and pixels of the images that can be read; fills in the problems of the others."""
     size = BATCH // classifier.views
     rows, pixels = [], []
-    decodings = images.decode_images(paths, classifier.size, ahead=2 * size)
-    for row, decoding in enumerate(decodings):
+    for row, decoding in enumerate(images.decode_images(paths, classifier.size, ahead=2 * size)):
         try:
             pixels.append(decoding.result())
             rows.append(row)
-        except images.ImageError as error:
+        except InputError as error:
             problems[row] = "; ".join(error.problems)
         if len(rows) == size:
             yield rows, np.stack(pixels)
@@ -563,38 +444,24 @@ def _read_batches(
 
 def _answer(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return probabilities (N, K) and novelty (N,) of a batch, averaged over nets and views."""
-    views = np.stack([pipelines.turn_images(pixels, view) for view in range(classifier.views)])
-    probabilities, strangeness = [], []
+    from helpers.training.batches import list_views, turn_images
+
+    turned = [turn_images(pixels, v) for v in list_views(classifier.views, pixels.shape[1:3])]
+    probabilities, distances = [], []
     for member in classifier.members:
-        features, found = novelty.read_features(member.reader, views.reshape(-1, *pixels.shape[1:]))
-        calibrated = calibration.apply_temperature(found, member.temperature)
-        probabilities.append(calibrated.reshape(*views.shape[:2], -1).mean(axis=0))
-        strangeness.append(_score(classifier, member, pixels, features[: len(pixels)]))
-    return np.mean(probabilities, axis=0), np.mean(strangeness, axis=0)
+        features, found = novelty.read_features(member.reader, np.concatenate(turned))
+        p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
+        found = calibration.apply_temperature(p, member.temperature).probabilities
+        probabilities.append(found.reshape(len(turned), len(pixels), -1).mean(axis=0))
+        if member.detector:
+            distances.append(
+                member.detector.measure(pixels, features[: len(pixels)]) / member.border
+            )
+    return np.mean(probabilities, axis=0), np.mean(distances or [[np.nan] * len(pixels)], axis=0)
 
 
-def _score_novelty(classifier: Classifier, pixels: np.ndarray) -> np.ndarray:
-    """Return the novelty (N,) of images, averaged over nets."""
-    found = [
-        _score(classifier, member, pixels, novelty.read_features(member.reader, pixels)[0])
-        for member in classifier.members
-    ]
-    return np.mean(found, axis=0)
-
-
-def _score(
-    classifier: Classifier, member: Member, pixels: np.ndarray, features: np.ndarray
-) -> np.ndarray:
-    """Return one net's novelty (N,), 1 at the border; nan without a detector."""
-    if not member.detector:
-        return np.full(len(pixels), np.nan)
-    threshold = member.detector.choose_threshold(classifier.false_alarm_rate)
-    return member.detector.score(pixels, features) / threshold
-
-
-def _find_repeated(names: list[str]) -> str:
-    return ", ".join(sorted({name for name in names if names.count(name) > 1})[:5])
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+def main(arguments=None) -> int:  # until helpers/__main__.py calls the two above
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="python -m helpers predict", description=__doc__)
+    add_arguments(parser)
+    return run(parser.parse_args(arguments))
