@@ -20,51 +20,6 @@ LEGEND = {"frameon": False, "fontsize": 8}
 SHORTEST = 0.05  # share of answered images from which on a selection is drawn
 
 
-def plot_class_counts(table: pd.DataFrame) -> Figure:
-    """Draw the number of images and of lesions of each class, on a log scale."""
-    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    order = table["dx"].value_counts().index
-    counts = table["dx"].value_counts()
-    lesions = table.groupby("dx")["group"].nunique()
-    x = np.arange(len(order))
-    for shift, values, name in ((-0.2, counts, "images"), (0.2, lesions, "lesions")):
-        bars = axes.bar(x + shift, values[order], width=0.4, label=name)
-        axes.bar_label(bars, fontsize=8)
-    axes.set(yscale="log", ylabel="count (log scale)", xticks=x, xticklabels=order)
-    axes.set_title("Images and lesions per class")
-    axes.legend(frameon=False)
-    sns.despine(figure)
-    return figure
-
-
-def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> Figure:
-    """Draw the first images of each class, a row per class.
-
-    Args:
-        pixels: uint8 (N, height, width, 3) in the order of the table.
-        table: a row per image, with the column `dx`.
-        columns: images per class; fewer where a class has fewer.
-    """
-    classes = sorted(table["dx"].unique())
-    height, width = pixels.shape[1:3]
-    figure, axes = plt.subplots(
-        len(classes),
-        columns,
-        figsize=(1.2 * columns, 1.25 * len(classes) * height / width),
-        layout="constrained",
-        squeeze=False,
-    )
-    for row, dx in zip(axes, classes, strict=True):
-        positions = np.flatnonzero(table["dx"] == dx)[:columns]
-        for axis, position in zip(row, positions, strict=False):
-            axis.imshow(pixels[position])
-        row[0].set_ylabel(dx, rotation=0, ha="right", va="center")
-    for axis in axes.flat:
-        axis.set(xticks=[], yticks=[])
-        axis.spines[:].set_visible(False)
-    return figure
-
-
 def _make_axes(
     rows: int, columns: int, width: float, height: float, **options
 ) -> tuple[Figure, np.ndarray]:
