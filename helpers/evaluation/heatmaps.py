@@ -1,9 +1,9 @@
 """What a net looked at: heat maps (Grad-CAM, occlusion), and how far they can be believed."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import contextmanager, suppress
 
 import cv2
 import keras
@@ -12,10 +12,12 @@ import pandas as pd
 import tensorflow as tf
 from keras import layers
 from matplotlib import colormaps
+from scipy.stats import t as student
 
-from helpers.data.files import InputError, name_some, raise_problems, replace_file
+from helpers.data.files import InputError, raise_problems, replace_file, resolve_path
 from helpers.data.images import read_image
 from helpers.evaluation.predictions import Predictions
+from helpers.runs.folder import Run
 
 VERDICT = "heat_verdict.json"
 BATCH = 32
@@ -140,6 +142,110 @@ def correlate_heat(first: np.ndarray, second: np.ndarray) -> float:
     if min(np.ptp(heat) for heat in maps) == 0:
         return np.nan
     return float(np.corrcoef([pd.Series(heat).rank() for heat in maps])[0, 1])
+
+
+def read_outlines(folder: str | os.PathLike, image_ids: Iterable[str]) -> list[np.ndarray]:
+    """Read the outlines of lesions, as Tschandl et al. published them for HAM10000.
+
+    Args:
+        folder: holds `<image_id>_segmentation.png`, white on the lesion.
+        image_ids: N images, each of which must have one.
+
+    Returns:
+        N times bool (h, w), True on the lesion.
+    """
+    outlines, problems = [], []
+    for image_id in image_ids:
+        try:
+            path = resolve_path(folder) / f"{image_id}_segmentation.png"
+            outlines.append(read_image(path)[..., 0] > 127)
+        except InputError as error:
+            problems += [f"{error.where}: {text}" for text in error.problems]
+    raise_problems("the outlines of lesions", problems)
+    return outlines
+
+
+def draw_ellipse(side: int = 240) -> np.ndarray:
+    """Draw what stands for an outline where there is none: the middle, 34.9 % of the image.
+
+    HAM10000's photographs are centred on the lesion.
+
+    Returns:
+        bool (side, side), to be stretched over the image.
+    """
+    offset = (np.arange(side) + 0.5) / side - 0.5
+    return np.hypot(offset[:, None], offset) <= ELLIPSE
+
+
+def measure_on_lesion(heat: np.ndarray, outline: np.ndarray) -> dict[str, float]:
+    """Measure how much of the heat lies on the lesion.
+
+    Args:
+        heat: (h, w), at least zero; stretched over the outline by bilinear interpolation.
+        outline: bool (height, width).
+
+    Returns:
+        share of the heat that lies inside; area, the outline's share of the image, which is what
+        uniform heat would have; peak, 1 where the hottest place lies inside, else 0 (the pointing
+        game of Zhang et al., ECCV 2016). Without heat share and peak are nan.
+    """
+    heat = resize_heat(heat, outline.shape).astype(float)
+    if (total := heat.sum()) <= 0:
+        return {"share": np.nan, "area": outline.mean(), "peak": np.nan}
+    peak = outline[np.unravel_index(heat.argmax(), heat.shape)]
+    return {"share": heat[outline].sum() / total, "area": outline.mean(), "peak": float(peak)}
+
+
+def judge_heat(measured: pd.DataFrame, groups: Iterable) -> pd.DataFrame:
+    """Judge whether the heat maps of a net can be believed, by three checks.
+
+    Args:
+        measured: a row per image, nan where there is no heat: randomised, the rank correlation with
+            the map of the net with all weights randomised; agreement, by how much the correlation
+            with occlusion exceeds that with the occlusion of another image; lesion, by how much the
+            share of heat on the lesion exceeds the lesion's area.
+        groups: the lesion of each image; several images of one count once.
+
+    Returns:
+        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed:
+        randomised is surely below `UNRELATED`, the others are surely above 0; missing where there
+        are fewer than `FEWEST_LESIONS`.
+    """
+    by_lesion = measured.groupby(np.asarray(groups)).mean()
+    table = pd.DataFrame({"lesions": by_lesion.count(), "value": by_lesion.mean()})
+    reach = student.ppf(0.975, table["lesions"].clip(2) - 1) * by_lesion.sem()
+    table["low"], table["high"] = table["value"] - reach, table["value"] + reach
+    passed = (table["low"] > 0).where(table.index != "randomised", table["high"] < UNRELATED)
+    table["passed"] = passed.astype("boolean").mask(table["lesions"] < FEWEST_LESIONS)
+    return table
+
+
+def write_verdict(run: Run, judged: pd.DataFrame) -> str:
+    """Keep the verdict in the run's folder, if it can be written, and return it.
+
+    Args:
+        run: whose heat maps, of the default layer, were judged.
+        judged: as from `judge_heat`.
+
+    Returns:
+        "passed", "failed", or "open" where a check lacked lesions and none failed.
+    """
+    passed = judged["passed"]
+    verdict = "failed" if (~passed).any() else "passed" if passed.notna().all() else "open"
+    content = {"verdict": verdict, "model": run.metrics["files"], "checks": judged.to_dict("index")}
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    with suppress(OSError):
+        replace_file(run.path / VERDICT, lambda path: path.write_text(text, encoding="utf-8"))
+    return verdict
+
+
+def read_verdict(run: Run) -> str:
+    """Read "passed", "failed" or "open" back; "" where this model was not checked."""
+    try:
+        found = json.loads((run.path / VERDICT).read_text(encoding="utf-8"))
+    except OSError:
+        return ""
+    return found["verdict"] if found["model"] == run.metrics["files"] else ""
 
 
 def randomise_weights(model: keras.Model, seed: int, count: int | None = None) -> keras.Model:

@@ -14,7 +14,7 @@ import pandas as pd
 from sklearn.covariance import LedoitWolf
 
 from helpers.data import images, reading, sample
-from helpers.data.files import PROJECT, InputError, name_some, replace_file, resolve_path
+from helpers.data.files import InputError, name_some, replace_file, resolve_path
 from helpers.evaluation.predictions import Predictions
 from helpers.evaluation.scores import estimate_shares
 from helpers.runs.folder import Run, load_model
@@ -146,7 +146,7 @@ def read_run_images(run: Run, data_dir: str = "") -> pd.DataFrame:
         data_dir: the folder of the images; "": the one that the run names, or the drawn sample.
     """
     given = data_dir or run.metrics["parameters"]["DATA_DIR"]
-    folder = resolve_path(given) if given else sample.draw_sample(PROJECT / "data/sample")
+    folder = resolve_path(given) if given else sample.draw_sample()
     if not folder.is_dir():
         problem = "the folder of the images that the run was trained on is not there"
         raise InputError(folder, [f"{problem}: give it (predict: --data-dir, or --no-novelty)"])

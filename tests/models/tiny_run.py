@@ -52,16 +52,16 @@ def make_model(seed=0, size=SIZE, classes=reading.CLASSES, dtype="float32"):
 def save_tiny_run(run_dir, data_dir, seed=0, model=None, more=None, **parameters):
     """Save a run of the net on the images; validation and test are every third image."""
     model = model or make_model(seed)
-    classes = tuple(model.layers[-1].name.split("_")) if len(model.inputs) == 1 else reading.CLASSES
-    size = model.inputs[0].shape[1:3]
+    is_alone = len(model.inputs) == 1
+    classes = tuple(model.layers[-1].name.split("_")) if is_alone else reading.CLASSES
+    size = next(x for x in model.inputs if x.name == "image").shape[1:3]
     table = reading.read_dataset(data_dir)
     table["split"] = np.array(["train", "val", "test"])[np.arange(len(table)) % 3]
     held_out = table[(table["split"] != "train") & table["dx"].isin(classes)]
     pixels = np.stack([images.read_image(path, size) for path in held_out["path"]])
-    if len(model.inputs) == 1:
+    found = np.eye(len(classes))[held_out["label"] % len(classes)]  # with fields: of no meaning
+    if is_alone:
         _, found = novelty.read_features(novelty.make_reader(model), pixels)
-    else:
-        found = np.eye(len(classes))[held_out["label"]]  # of no meaning
     place = {"IMAGE_HEIGHT": size[0], "IMAGE_WIDTH": size[1], "DATA_DIR": str(data_dir)}
     return folder.save_run(
         run_dir,
