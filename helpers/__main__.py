@@ -5,7 +5,8 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-APART = {  # verbs whose own module reads the options
+# Verbs that are told and done by a module of their own, imported only for them.
+APART = {
     "predict": ("helpers.runs.predict", "answer for images with the model of one run or several"),
     "download": ("helpers.data.download", "fetch HAM10000, 2.8 GB, checked and resumed"),
 }
@@ -16,15 +17,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0; 1 for a problem, said on standard error; 130 stopped by Ctrl-C; of
-        predict and download also what their --help names.
+        predict 3 where some images could not be answered.
     """
-    from helpers.data.files import InputError  # light: no TensorFlow before it is needed
+    from helpers.data.files import InputError
 
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if arguments and arguments[0] in APART:
-            return import_module(APART[arguments[0]][0]).main(arguments[1:])
-        options = _make_parser().parse_args(arguments)
+        options = _make_parser(arguments[:1]).parse_args(arguments)
         return options.execute(options)
     except InputError as error:
         print(error, file=sys.stderr)
@@ -34,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _make_parser() -> argparse.ArgumentParser:
+def _make_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
+    """Describe all verbs, in full the wanted one."""
     parser = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     verbs = parser.add_subparsers(title="verbs (each has its own --help)", required=True)
     change = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
@@ -54,8 +54,11 @@ def _make_parser() -> argparse.ArgumentParser:
     grid.add_argument("--dask", default="", metavar="tcp://…", help="a Dask scheduler to use")
     grid.add_argument("--keep-old", action="store_true", help="keep finished runs of other code")
 
-    for verb, (_, about) in APART.items():
-        verbs.add_parser(verb, help=about, add_help=False)
+    for verb, (module, about) in APART.items():
+        described = verbs.add_parser(verb, help=about)
+        if verb in wanted:
+            import_module(module).add_arguments(described)
+            described.set_defaults(execute=import_module(module).run)
 
     export = verbs.add_parser("export", help="write a run's model for use without Keras")
     export.set_defaults(execute=_export)
@@ -67,11 +70,11 @@ def _make_parser() -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from helpers.runs import execution, experiments, folder
 
-    declared = experiments.inspect_parameters(options.notebook)
-    parameters = experiments.parse_parameters(options.p, declared)
-    print(
-        folder.describe(execution.execute_notebook(options.notebook, options.run_dir, parameters))
+    parameters = experiments.parse_parameters(
+        options.p, experiments.inspect_parameters(options.notebook)
     )
+    run = execution.execute_notebook(options.notebook, options.run_dir, parameters)
+    print(folder.describe(run))
     return 0
 
 
@@ -90,7 +93,7 @@ def _execute_grid(options: argparse.Namespace) -> int:
     print(f"{total - len(failures)} of {total} runs are finished in {experiment.folder}")
     if failures:
         print("The same command tries the others again:", *failures, sep="\n  ")
-    return bool(failures)
+    return int(bool(failures))
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -98,12 +101,12 @@ def _export(options: argparse.Namespace) -> int:
 
     run = folder.load_run(options.run_dir)
     note = export.export_run(run, options.to)
+    path = run.path / export.FOLDER / note["file"]
+    print(f"{path}: {', '.join(note['classes'])}; {note['height']}x{note['width']} pixels")
     print(
-        f"{run.path / export.FOLDER / note['file']}: classes {', '.join(note['classes'])}; images "
-        f"of {note['height']}x{note['width']} pixels\nLargest difference of a probability from the "
-        f"Keras model's on {note['checked_images']} images: {note['largest_difference']:.1e} where "
-        f"both compute in float32, {note['largest_difference_as_trained']:.1e} from the model as "
-        f"trained ({note['precision_as_trained']})"
+        f"Largest difference of a probability on {note['checked_images']} images: from the Keras "
+        f"model in float32 {note['largest_difference']:.1e}, as it was trained "
+        f"({note['precision_as_trained']}) {note['largest_difference_as_trained']:.1e}"
     )
     return 0
 

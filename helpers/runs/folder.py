@@ -198,8 +198,10 @@ def save_run(
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
-    layers = sys.modules.get("helpers.training.layers")
-    replace_file(run_dir / MODEL, (layers.to_keras(model) if layers else model).save)
+    if layers := sys.modules.get("helpers.training.layers"):
+        plain = layers.to_keras(model)  # and without optimizer, loss and metrics
+        plain = sys.modules["keras"].Model(plain.input, plain.output, name=model.name)
+    replace_file(run_dir / MODEL, (plain if layers else model).save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
         _write_table(run_dir / files[-1], more.pop(name).table, index=False)
