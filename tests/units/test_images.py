@@ -42,13 +42,10 @@ def measure_difference(one, two):
     return np.abs(one.astype(int) - two.astype(int)).mean()
 
 
-# Kinds of files
-
 GREY = draw_pixels()[..., 0]
 RGBA = np.dstack([draw_pixels(), draw_pixels(seed=1)[..., 0]])
 PALETTE = Image.fromarray(draw_pixels()).quantize(16)
 MODES = {
-    "RGB": (Image.fromarray(draw_pixels()), draw_pixels()),
     "L": (Image.fromarray(GREY), GREY),
     "LA": (Image.fromarray(RGBA[..., 2:], "LA"), RGBA[..., 2]),
     "1": (Image.fromarray(GREY).convert("1", dither=0), np.where(GREY >= 128, 255, 0)),
@@ -70,8 +67,7 @@ def test_modes(tmp_path, mode, suffix):
 
 
 def test_16_bit_colour(tmp_path):
-    deep = draw_pixels()[..., ::-1].astype(np.uint16) * 256 + 255
-    (tmp_path / "a.png").write_bytes(cv2.imencode(".png", deep)[1])
+    cv2.imwrite(str(tmp_path / "a.png"), draw_pixels()[..., ::-1].astype(np.uint16) * 256 + 255)
     assert np.array_equal(read_image(tmp_path / "a.png"), draw_pixels())
 
 
@@ -106,29 +102,18 @@ def turn(pixels, orientation):
 @pytest.mark.parametrize("orientation", range(10))
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp", "16.png", "16.tif"])
 def test_exif_orientation(tmp_path, orientation, suffix):
-    path, pixels, exif = tmp_path / f"a.{suffix}", draw_pixels(180, 240), Image.Exif()
+    """Of noise, so that a sideways JPEG that is decoded too small shows."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 320, 3), dtype=np.uint8)
+    path, upright, exif = tmp_path / f"a.{suffix}", turn(pixels, orientation), Image.Exif()
     exif[0x0112] = orientation
-    upright = turn(pixels, orientation)
     if suffix.startswith("16"):
         pixels = pixels[..., 0].astype(np.uint16) * 256
         upright = np.repeat(upright[..., :1], 3, axis=2)
-    Image.fromarray(pixels).save(path, exif=exif, quality=95)
-    assert measure_difference(read_image(path), upright) < 3
-    small = np.asarray(Image.fromarray(upright).resize((20, 50), Image.BOX))
-    assert measure_difference(read_image(path, (50, 20)), small) < 3
-
-
-def test_sideways_jpeg_is_not_decoded_too_small(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    noise = np.random.default_rng(0).integers(0, 256, (100, 800, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "a.jpg", exif=exif, quality=95)
-    upright = turn(np.asarray(Image.open(tmp_path / "a.jpg")), 6)
-    expected = np.asarray(Image.fromarray(upright).resize((50, 10), Image.BOX))
-    assert measure_difference(read_image(tmp_path / "a.jpg", (10, 50)), expected) < 1
-
-
-# Sizes
+    image = Image.fromarray(pixels)
+    image.save(path, exif=exif, quality=100, subsampling=0, lossless=True)
+    assert measure_difference(read_image(path), upright) < 1
+    small = np.asarray(Image.fromarray(upright).resize((20, 4), Image.BOX))
+    assert measure_difference(read_image(path, (4, 20)), small) < 2
 
 
 @pytest.mark.parametrize("size", [(75, 100), (7, 100), (300, 20), (1, 1)])
@@ -150,9 +135,6 @@ def test_enlarging_is_smooth_also_while_the_other_side_shrinks(tmp_path):
         tmp_path / "b.png"
     )
     assert (read_image(tmp_path / "b.png", (20, 60)) == 100).all()
-
-
-# The cache
 
 
 def test_rows_are_in_the_order_of_the_table(tmp_path, monkeypatch):
@@ -245,10 +227,10 @@ def test_threads_at_the_same_time_decode_once_and_agree(tmp_path, monkeypatch):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, fault):
     resource = pytest.importorskip("resource")
     table, limits = draw_folder(tmp_path / "data"), resource.getrlimit(resource.RLIMIT_FSIZE)
-    if fault == "a file in its place":
-        (tmp_path / "cache").write_text("")
-    else:
+    if fault == "too small a disk":
         resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limits[1]))
+    else:
+        (tmp_path / "cache").write_text("")
     try:
         with pytest.warns(UserWarning, match=r"no cache in .*cache .*5,400 bytes.*SKIN_CACHE_DIR"):
             pixels = load_images(table, (15, 20), tmp_path / "cache")
@@ -258,32 +240,19 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, fault):
     assert np.array_equal(pixels, np.stack([read_image(p, (15, 20)) for p in table["path"]]))
 
 
-# Bad images
-
-
-def cut_half(data):
-    return data[: len(data) // 2]
-
-
-def make_hole(data):
-    return cut_half(data) + bytes(200) + data[len(data) // 2 + 200 :]
-
-
 PNG = cv2.imencode(".png", draw_pixels())[1].tobytes()
-FAULTS = {
+DEEP = cv2.imencode(".tiff", np.ones((5, 5), np.float32))[1].tobytes()
+FAULTS = {  # what becomes of a JPEG's bytes, and what is said of it
     "empty": (lambda data: b"", "empty"),
     "text": (lambda data: b"<html>403 Forbidden</html>", "not an image"),
     "header only": (lambda data: data[:20], ""),
-    "half": (cut_half, "end of JPEG"),
-    "half with an end": (lambda data: cut_half(data) + b"\xff\xd9", "end of"),
-    "hole": (make_hole, "Corrupt JPEG"),
-    "png half": (lambda data: cut_half(PNG), ""),
-    "png hole": (lambda data: make_hole(PNG), ""),
+    "half": (lambda data: data[:2000], "end of JPEG"),
+    "half with an end": (lambda data: data[:2000] + b"\xff\xd9", "end of"),
+    "hole": (lambda data: data[:2000] + bytes(200) + data[2200:], "Corrupt JPEG"),
+    "png half": (lambda data: PNG[:2000], ""),
+    "png hole": (lambda data: PNG[:2000] + bytes(200) + PNG[2200:], ""),
     "bomb": (lambda data: data.replace(b"\x00\x5a\x00\x78", b"\xff\xff\xff\xff", 1), ""),
-    "32-bit": (
-        lambda data: cv2.imencode(".tiff", np.ones((5, 5), np.float32))[1].tobytes(),
-        "32-bit",
-    ),
+    "32-bit": (lambda data: DEEP, "32-bit"),
     "gone": (None, "No such file"),
 }
 
@@ -296,15 +265,12 @@ def test_bad_image_is_named(tmp_path, fault, capfd):
     path.unlink()
     if spoil:
         path.write_bytes(spoil(content))
-    for call in (
-        lambda: read_image(path),
-        lambda: read_image(path, (15, 20)),
-        lambda: load_images(table, (15, 20), tmp_path / "cache"),
-    ):
-        with pytest.raises(InputError, match=f"{re.escape(str(path))}: .*{words}") as caught:
-            call()
-        assert len(caught.value.problems) == 1 and "0x" not in str(caught.value)
-    assert not list(tmp_path.glob("cache/*images-*"))
+    for call in (read_image, lambda path: read_image(path, (15, 20))):
+        with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{words}") as caught:
+            call(path)
+    with pytest.raises(InputError, match=f"1 of 6 images.*{re.escape(str(caught.value))}"):
+        load_images(table, (15, 20), tmp_path / "cache")
+    assert "0x" not in str(caught.value) and not list(tmp_path.glob("cache/*images-*"))
     assert capfd.readouterr().err == ""  # no library grumbles by itself
 
 
@@ -315,10 +281,6 @@ def test_all_bad_images_are_named_together(tmp_path):
     with pytest.raises(InputError, match="3 of 40 images") as caught:
         load_images(table, (15, 20), tmp_path / "cache")
     assert all(path in str(caught.value) for path in table["path"][bad])
-    assert len(load_images(table.drop(bad), (15, 20), tmp_path / "cache")) == 37
-
-
-# The real thing
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real data in ../shared/data")

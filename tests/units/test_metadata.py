@@ -55,9 +55,6 @@ def change(old, new, text=TEXT):
     return text.replace(old, new, 1)
 
 
-# Values
-
-
 def test_values_and_types(tmp_path):
     table = read(tmp_path, TEXT)
     assert list(table) == ["image_id", "lesion_id", *HEADER.split(",")[2:], "label", "group"]
@@ -148,9 +145,6 @@ def test_the_split_is_kept_in_any_spelling(tmp_path):
     assert list(read(tmp_path, text)["split"]) == ["val", "test", "train", "train"]
 
 
-# The challenge
-
-
 def test_the_challenge_reads_to_the_same_table(tmp_path):
     columns = ["image_id", "lesion_id", "dx", "label", "group"]
     table = read(tmp_path, TRUTH, GROUPS)
@@ -166,9 +160,6 @@ def test_classes_are_read_by_name(tmp_path):
     assert list(read(tmp_path, truth, groups)["dx"]) == ["df", "mel"]
 
 
-# Duplicates
-
-
 @pytest.mark.parametrize(
     ("pairs", "lesions", "groups"),
     [
@@ -182,9 +173,6 @@ def test_published_duplicates_are_one_lesion(tmp_path, pairs, lesions, groups):
     rows = [f"{k},{image.lower()}.jpg,nv,,,,," for k, image in zip(lesions, names, strict=True)]
     table = read(tmp_path, "\n".join([HEADER, *rows]))
     assert len(set(names)) == len(names) and set(table["group"]) == groups
-
-
-# Faults
 
 
 FAULTS = [
@@ -264,9 +252,6 @@ def test_no_content_ends_in_another_error(tmp_path_factory, content):
             read(folder, f"{start}\n".encode() + content)
     with pytest.raises(InputError):
         read(folder, TRUTH, content)
-
-
-# The real thing
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="no real data in ../shared/data")

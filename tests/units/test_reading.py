@@ -49,8 +49,6 @@ def find_problems(folder, *words):
     return caught.value.problems
 
 
-# Tables with images
-
 JUNK = ("__MACOSX/my.csv", ".x/ISIC_0000001.jpg", "@eaDir/ISIC_0000002.jpg", "._ISIC_0000001.jpg")
 LAYOUTS = {
     "dataverse": {"HAM10000_metadata": TABLE, **images(), "ISIC_0000001_segmentation.png": b"x"},
@@ -124,9 +122,6 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
     assert len(read_dataset(tmp_path / "data")) == 4
 
 
-# Class folders
-
-
 def test_class_folders_with_a_split(tmp_path):
     names = ["Train/melanoma/x.jpg", "train/NV/y.png", "valid/Melanocytic nevi/y.jpg"]
     names += ["test/akiec/deep/isic_0000004.webp"]
@@ -150,9 +145,6 @@ def test_wrong_class_folders(tmp_path):
     ]
     assert len(problems) == 3
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
-
-
-# DermaMNIST
 
 
 def write_mnist(path, side=28, changes=None):
@@ -199,9 +191,6 @@ def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
     write_mnist(tmp_path / "x.npz")
     monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "x.npz"))
     find_problems(tmp_path, "x.npz cannot be unpacked", "SKIN_CACHE_DIR")
-
-
-# Faults
 
 
 @pytest.mark.parametrize(
