@@ -7,24 +7,18 @@ import pandas as pd
 import pytest
 from cases import draw_case, predict
 from scipy.stats import binomtest
-from sklearn.metrics import (
-    accuracy_score,
-    average_precision_score,
-    balanced_accuracy_score,
-    f1_score,
-    roc_auc_score,
-)
+from sklearn import metrics
 
 from helpers.evaluation import scores
 
 
 def score_by_sklearn(p):
     present = np.unique(p.labels)
-    auc = [roc_auc_score(p.labels == k, p.probabilities[:, k]) for k in present]
+    auc = [metrics.roc_auc_score(p.labels == k, p.probabilities[:, k]) for k in present]
     return {
-        "accuracy": accuracy_score(p.labels, p.answers),
-        "balanced_accuracy": balanced_accuracy_score(p.labels, p.answers),
-        "macro_f1": f1_score(p.labels, p.answers, average="macro", labels=present),
+        "accuracy": metrics.accuracy_score(p.labels, p.answers),
+        "balanced_accuracy": metrics.balanced_accuracy_score(p.labels, p.answers),
+        "macro_f1": metrics.f1_score(p.labels, p.answers, average="macro", labels=present),
         "auc": np.mean(auc),
     }
 
@@ -50,7 +44,10 @@ def test_image_weights_are_repetitions_in_a_ranking():
     positive, score = p.labels == 1, p.probabilities[:, 1]
     traced = scores.trace_ranking(positive, score, times[None].astype(float))
     again = np.repeat(np.arange(len(p)), times)
-    expected = [f(positive[again], score[again]) for f in (roc_auc_score, average_precision_score)]
+    expected = [
+        f(positive[again], score[again])
+        for f in (metrics.roc_auc_score, metrics.average_precision_score)
+    ]
     assert scores.score_ranking(*traced)[0] == pytest.approx(expected)
 
 
