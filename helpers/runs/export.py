@@ -28,12 +28,8 @@ FORMATS = {
 CHECKED_IMAGES = 50
 TOLERANCE = 1e-4  # largest difference of a probability that rounding in float32 explains
 # Our names of the scores to those that model hubs know.
-HUB_SCORES = {
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced_accuracy",
-    "macro_f1": "f1",
-    "auc": "roc_auc",
-}
+HUB_SCORES = {name: name for name in ("accuracy", "balanced_accuracy")}
+HUB_SCORES |= {"macro_f1": "f1", "auc": "roc_auc"}
 
 
 def export_run(run: Run, to: str) -> dict:
@@ -44,14 +40,10 @@ def export_run(run: Run, to: str) -> dict:
         to: one of FORMATS.
 
     Returns:
-        What is written as <to>.json beside the exported model: file, format, classes (in the order
-        of the outputs), height, width, input and output in words, checked_images (drawn lesions
-        and random pixels), largest_difference from the Keras model in float32, and
-        largest_difference_as_trained from the Keras model in precision_as_trained.
-
-    Raises:
-        InputError: an unknown format, a missing package, an ensemble, or answers that differ from
-            the Keras model's by more than TOLERANCE: then nothing is written.
+        What is written as <to>.json beside the exported model: classes in the order of the outputs,
+        size, input and output, and the largest difference on checked_images (drawn lesions and
+        random pixels) from the Keras model in float32, and from it as it was trained. If the first
+        one is above TOLERANCE, nothing is written.
     """
     if to not in FORMATS:
         raise InputError(run.path, [f"no format {to!r}: choose one of {', '.join(FORMATS)}"])
@@ -169,73 +161,43 @@ def write_model_card(run: Run, judgement: dict) -> Path:
         judgement: part (the part that was judged), overall, by_class, calibration, points,
             per_thousand, by_group (tables; by_group may be None), temperatures, prevalence (0 … 1).
     """
-    part = run.predictions.part(judgement["part"])
-    parameters, overall = run.metrics["parameters"], judgement["overall"]
-    shares = part.table["dx"].value_counts(normalize=True)
-    command = ["python", "-m", "helpers", "run", *_find_notebook(run), f"runs/{run.path.name}"]
-    for name, value in parameters.items():
+    notebooks = [name for name in run.metrics["code"] if name.endswith(".ipynb")]
+    command = ["python", "-m", "helpers", "run", *notebooks, f"runs/{run.path.name}"]
+    for name, value in run.metrics["parameters"].items():
         command += ["-p", name, str(value)] if name != "RUN_DIR" and value != "" else []
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        keep_trailing_newline=True,
-    )
+    values = judgement["overall"]["value"].dropna()
+    loader = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["table"] = _write_table
     text = environment.get_template("model_card.md.jinja").render(
-        judgement
-        | run.metrics
-        | {
-            "name": run.path.name,
-            "drawn": sample.is_drawn(run.predictions.table["image_id"]),
-            "models": len(run.model_paths),
-            "class_names": CLASS_NAMES,
-            "hub_scores": {
-                name: {"type": kind, "value": round(float(overall["value"][name]), 4)}
-                for name, kind in HUB_SCORES.items()
-                if np.isfinite(overall["value"].get(name, np.nan))
-            },
-            "images": len(part),
-            "lesions": len(set(part.groups)),
-            "commonest": shares.index[0],
-            "baseline": shares.iloc[0],
-            "figure": FIGURE if (run.path / FIGURE).is_file() else "",
-            "temperatures": ", ".join(f"{t:.3f}" for t in judgement["temperatures"]),
-            "members": list(run.metrics.get("members", ())),
-            "command": shlex.join(command),
-            "parameter_table": pd.Series(parameters, name="value").rename_axis("parameter"),
-            "version_table": pd.Series(run.metrics["versions"], name="version"),
-        }
+        **judgement,
+        **run.metrics,
+        name=run.path.name,
+        drawn=sample.is_drawn(run.predictions.table["image_id"]),
+        models=len(run.model_paths),
+        class_names=CLASS_NAMES,
+        hub_scores=[(n, kind, values[n]) for n, kind in HUB_SCORES.items() if n in values],
+        judged=run.predictions.part(judgement["part"]).table,
+        figure=FIGURE if (run.path / FIGURE).is_file() else "",
+        command=shlex.join(command),
     )
     path = run.path / CARD
     replace_file(path, lambda partial: partial.write_text(text, encoding="utf-8"))
     return path
 
 
-def _find_notebook(run: Run) -> list[str]:
-    """Name the notebook that made a run, where that is known."""
-    names = [name for name in run.metrics.get("code", ()) if name.endswith(".ipynb")]
-    return names or ["Skin_Cancer_Detection.ipynb"]
-
-
-def _write_table(table: pd.DataFrame | pd.Series) -> str:
+def _write_table(table: pd.DataFrame | dict) -> str:
     """Write a table in Markdown; of values with intervals a column per figure."""
-    if isinstance(table, pd.Series):
-        table = table.map(str).to_frame()
-    if {"value", "low", "high"} <= set(table.columns):
+    if isinstance(table, dict):
+        table = pd.Series(table).map(str).to_frame("value")
+    elif {"value", "low", "high"} <= set(table.columns):
         told = scores.write_intervals(table).rename("value")
         if "figure" in table.index.names:
             others = [name for name in table.index.names if name != "figure"]
             counts = table[["images", "lesions"]].groupby(level=others, sort=False).first()
             told = counts.join(told.unstack("figure", sort=False))
         table = pd.DataFrame(told)
-    table = table.reset_index()
-    rows = [
-        [scores.write_share(cell) if isinstance(cell, float) else str(cell) for cell in row]
-        for row in table.to_numpy(dtype=object)
-    ]
-    lines = [
-        ["" if name == "index" else name for name in table.columns],
-        ["---"] * table.shape[1],
-        *rows,
-    ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    table = table.reset_index(names=[name or "" for name in table.index.names])
+    rows = [table.columns, ["---"] * table.shape[1], *table.to_numpy(dtype=object)]
+    cells = [[scores.write_share(x) if isinstance(x, float) else str(x) for x in r] for r in rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in cells)

@@ -119,7 +119,7 @@ def test_scores_stand_with_their_intervals(tmp_path):
     assert rows[0][1] == f"{wanted:.3f}".removeprefix("0")
     assert "for 1,000 images of which 20 have what is looked for" in text
     assert "140 images of 140 lesions" in text
-    assert "T = 1.250" in text
+    assert "T = 1.25." in text
 
 
 def test_sections_are_the_customary_ones(tmp_path):
