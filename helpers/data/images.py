@@ -7,6 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -14,7 +15,7 @@ import numpy as np
 import pandas as pd
 import simplejpeg
 from filelock import FileLock
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from helpers.data.files import PROJECT, InputError, raise_problems, replace_file, show_bar
 
@@ -23,7 +24,6 @@ CACHE_VERSION = 2
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What a file may hold, whatever its name is: Pillow also knows formats that run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
-ORIENTATION = 0x0112  # Exif 2.32, CIPA DC-008, 4.6.4
 
 
 def find_cache_dir() -> Path:
@@ -42,16 +42,16 @@ def load_images(
     Args:
         table: the columns image_id and path, a row per image.
         size: (height, width) in pixels.
-        cache_dir: a folder, below the project if relative; `find_cache_dir` if None. If nothing
-            can be written there, a warning says so, and the array is made in memory.
+        cache_dir: a folder, below the project if relative; `find_cache_dir` if None. Where nothing
+            can be written, a warning says so, and the array is made in memory.
 
     Returns:
         Read-only uint8 array (N, height, width, 3), RGB, 0 to 255, in row order. An InputError
-        names all images that are missing, damaged or no images.
+        names all images that cannot be read.
     """
     paths, shape = list(table["path"]), (len(table), *map(int, size), 3)
     folder = find_cache_dir() if cache_dir is None else PROJECT / Path(cache_dir).expanduser()
-    cache = folder / f"images-{shape[1]}x{shape[2]}-{_hash_inputs(table['image_id'], paths)}.npy"
+    cache = folder / f"images-{shape[1]}x{shape[2]}-{hash_files(table['image_id'], paths)}.npy"
     try:
         if _open_cache(cache, shape) is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -86,7 +86,10 @@ def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> 
     try:
         pixels = _decode_image(Path(path).read_bytes(), size)
     except Exception as error:  # malformed files make the decoders raise nearly anything
-        raise InputError(path, [f"{_explain(error)}; get or save the file anew"]) from error
+        what = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
+            what = f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
+        raise InputError(path, [f"{what}; get or save the file anew"]) from error
     return pixels if size is None else resize_pixels(pixels, size)
 
 
@@ -125,6 +128,16 @@ def decode_images(
         bar.update(len(waiting))
 
 
+def hash_files(image_ids: Iterable[str], paths: list[str]) -> str:
+    """Hash what pixels depend on: ids in order, sizes and times of the files."""
+    digest = hashlib.sha256(f"version {CACHE_VERSION}\n".encode())
+    for image_id, path in zip(image_ids, paths, strict=True):
+        with suppress(OSError):  # decoding says why
+            stat = os.stat(path)  # noqa: PTH116 - a Path for each takes as long again
+            digest.update(f"{image_id!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:20]
+
+
 def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
     """Decode to uint8 RGB, upright, at any scale that is large enough for the size."""
     if not data:
@@ -132,13 +145,13 @@ def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
         # MPO is a JPEG with more images behind it, as some telephones write.
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-            orientation = image.getexif().get(ORIENTATION, 1)
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             sideways = slice(None, None, -1 if orientation in (5, 6, 7, 8) else 1)
             pixels = _decode_jpeg(data, image.size[::-1], size[sideways] if size else None)
             if orientation == 1:
                 return pixels
             image = Image.fromarray(pixels)
-            image.getexif()[ORIENTATION] = orientation
+            image.getexif()[ExifTags.Base.Orientation] = orientation
         image = ImageOps.exif_transpose(image)  # knows that Pillow itself turns TIFFs
         if image.mode.startswith("I;16"):
             # The high byte, as Pillow takes it from 16-bit colour; its convert() would clip.
@@ -154,9 +167,8 @@ def _decode_jpeg(data: bytes, full: tuple[int, int], wanted: tuple[int, int] | N
     """Decode a JPEG, at 1/2, 1/4 or 1/8 where that is at least 1.5 times the wanted size.
 
     That is faster than averaging the full image, and on average within about one grey level of it.
-    libjpeg only warns of damage and goes on with grey or shifted pixels. Its other warnings (JFIF
-    revision, Adobe transform, SOS parameters: jerror.h) come from odd writers and leave the pixels
-    right: those files go to Pillow, which does not hear of warnings.
+    libjpeg only warns of damage and goes on with grey or shifted pixels. Its other warnings (see
+    jerror.h) come from odd writers and leave the pixels right: those files go to Pillow.
     """
     ratio = min(full[0] / wanted[0], full[1] / wanted[1]) if wanted else 1
     shrink = max(shrink for shrink in (1, 2, 4, 8) if shrink == 1 or ratio >= 1.5 * shrink)
@@ -168,24 +180,6 @@ def _decode_jpeg(data: bytes, full: tuple[int, int], wanted: tuple[int, int] | N
             raise
         with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
             return np.array(image.convert("RGB"))
-
-
-def _explain(error: Exception) -> str:
-    if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
-        return f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
-    return getattr(error, "strerror", None) or f"{error}" or type(error).__name__
-
-
-def _hash_inputs(image_ids: Iterable[str], paths: list[str]) -> str:
-    """Hash what the pixels depend on, the size apart."""
-    digest = hashlib.sha256(f"version {CACHE_VERSION}\n".encode())
-    for image_id, path in zip(image_ids, paths, strict=True):
-        try:
-            stat = os.stat(path)  # noqa: PTH116 - a Path for each takes as long again
-            digest.update(f"{image_id!r} {stat.st_size} {stat.st_mtime_ns}\n".encode())
-        except OSError:
-            pass  # decoding it says why
-    return digest.hexdigest()[:20]
 
 
 def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -149,8 +149,7 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     notes = []
     lacking = [column for column in COLUMNS[4:] if column not in table]
     if 0 < len(lacking) < 3:
-        has = name_some(table.columns, 20)
-        notes.append(f"the columns {', '.join(lacking)} are missing in it; it has {has}")
+        notes.append(f"it has no {' and no '.join(lacking)} among {name_some(table.columns, 20)}")
     table = table.reindex(columns=[c for c in KEPT if c in {*table, *COLUMNS}], fill_value="")
     table["age"] = _parse_numbers(table["age"])
     for column, known in (("sex", SEXES), ("localization", SITES)):
@@ -164,9 +163,8 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     table["lesion_id"] = table["lesion_id"].mask(alone, table["image_id"])
     if alone.any():
         notes.append(
-            f"lesion_id is missing in {alone.sum()} of {len(table)} rows: each of these images "
-            "counts as a lesion of its own. Images of one lesion can then lie in training and in "
-            "test: that raises scores, and leaks cannot be seen"
+            f"lesion_id is missing in {alone.sum()} of {len(table)} rows: each of these images is a "
+            "lesion of its own; leaks (one lesion in training and test) cannot be seen, scores rise"
         )
     for note in notes:
         warnings.warn(f"{where}: {note}", stacklevel=3)
@@ -207,7 +205,7 @@ def read_header(path: Path) -> set[str]:
 
 def is_truth(columns: Iterable[str]) -> bool:
     """Whether a header is that of a challenge's truth: no dx, but columns named by class."""
-    return "dx" not in columns and len([c for c in columns if find_class(c)]) > 1
+    return "dx" not in columns and sum(bool(find_class(column)) for column in columns) > 1
 
 
 def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
@@ -235,7 +233,7 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
 
 def _split_lines(data: bytes, errors: str = "strict") -> Iterator[tuple[int, list[str]]]:
     """Give each line's number and values, but for blank lines and the sep=; of spreadsheets."""
-    is_utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
     first = "".join(text.lstrip()[: 2**17].splitlines()[:1])  # also where \r alone ends a line
     mark = re.match(r'"?sep=([,;|\t])', first, re.IGNORECASE)

@@ -1,6 +1,5 @@
 """The checked table of a folder of labelled images: one row per image, whatever its layout."""
 
-import hashlib
 import os
 import shutil
 import warnings
@@ -16,13 +15,12 @@ from PIL import Image
 
 from helpers.data import metadata
 from helpers.data.files import InputError, name_some, raise_problems, resolve_path
-from helpers.data.images import IMAGE_SUFFIXES, find_cache_dir
+from helpers.data.images import IMAGE_SUFFIXES, find_cache_dir, hash_files
 from helpers.data.metadata import CLASS_NAMES, CLASSES, DUPLICATE_PAIRS, SPLITS, read_metadata
 
 __all__ = ["CLASSES", "CLASS_NAMES", "DUPLICATE_PAIRS", "read_dataset", "read_metadata"]
 
-# In the truth of the official test, but not in Dataverse's archive of its images; its weight in the
-# official scorer (PyPI isic-challenge-scoring) is 0.
+# Weight 0 in the official scorer (PyPI isic-challenge-scoring); not in Dataverse's archive.
 UNSCORED_IMAGE = "ISIC_0035068"
 
 
@@ -192,12 +190,9 @@ def _read_classes(folder: Path, images: list[Path]) -> tuple[pd.DataFrame, list[
 def _read_arrays(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     """Make the table of a DermaMNIST file, writing its pixels as PNG files the first time.
 
-    Its class order is that of `CLASSES`. Source: Yang et al., MedMNIST v2, Sci. Data 10:41 (2023),
-    doi:10.1038/s41597-022-01721-8.
+    Its class order is that of `CLASSES` (Yang et al., MedMNIST v2, Sci. Data 10:41, 2023).
     """
-    stat = path.stat()
-    key = hashlib.sha256(f"{path.name} {stat.st_size} {stat.st_mtime_ns}".encode()).hexdigest()
-    target = find_cache_dir() / f"{path.stem}-{key[:20]}"
+    target = find_cache_dir() / f"{path.stem}-{hash_files([path.name], [path])}"
     rows = []
     try:
         with np.load(path) as arrays:

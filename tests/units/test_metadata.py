@@ -127,7 +127,7 @@ def test_words_and_columns_that_are_not_known_are_kept_and_named(tmp_path):
     with pytest.warns(UserWarning) as caught:
         table = read_metadata(tmp_path / "a.csv")
     missing, words = (str(warning.message) for warning in caught)
-    assert "a.csv: the columns sex are missing in it; it has lesion_id, image_id" in missing
+    assert "a.csv: it has no sex among lesion_id, image_id" in missing
     assert "a.csv: localization is head/neck in 1 of 4 rows" in words
     assert list(table["localization"]) == ["back", "trunk", "head/neck", "face"]
 
