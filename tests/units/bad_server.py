@@ -13,10 +13,9 @@ PIECE = 4096  # bytes written at a time
 class Fault:
     """What goes wrong with one request for a file's bytes.
 
-    Attributes:
-        kind: "status" (answer `status` with `headers`), "cut" (close the connection after the
-            share `at` of the file), "stall" (send up to `at`, then nothing until released),
-            "wrong" (flip the bytes), "expired" (redirect to a link that is no longer valid).
+    kind: "status" (answer `status` with `headers`), "cut" (close the connection after the share
+    `at` of the file), "stall" (send that, then nothing), "wrong" (flip the bytes), "expired"
+    (redirect to a link that is no longer valid).
     """
 
     kind: str
@@ -39,11 +38,9 @@ class Request:
 class BadServer(ThreadingHTTPServer):
     """Redirects to signed links that work once, byte ranges, and faults on demand.
 
-    Attributes:
-        files: contents by number; a table is a .tab unless ?format=original is asked for.
-        faults: by number: what goes wrong with the first, second … request for the bytes.
-        ranges: honour Range.
-        log: all requests in their order.
+    files: contents by number; a table is a .tab unless ?format=original is asked for.
+    faults: by number: what goes wrong with the first, second … request for the bytes.
+    ranges: honour Range; log: all requests in their order.
     """
 
     daemon_threads = True
@@ -62,7 +59,6 @@ class BadServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def find_requests(self, number: int) -> list[Request]:
-        """The requests that were answered with bytes of this file, or refused at that stage."""
         return [request for request in self.log if request.path.startswith(f"/signed/{number}")]
 
     def stop(self) -> None:
@@ -79,7 +75,7 @@ class BadHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_: object) -> None:
-        """Keep the tests' output clean; `server.log` has it all."""
+        """Keep the tests' output clean."""
 
     def do_GET(self) -> None:
         agent = self.headers.get("User-Agent", "")
