@@ -199,9 +199,8 @@ def save_run(
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
     if layers := sys.modules.get("helpers.training.layers"):
-        plain = layers.to_keras(model)  # and without optimizer, loss and metrics
-        plain = sys.modules["keras"].Model(plain.input, plain.output, name=model.name)
-    replace_file(run_dir / MODEL, (plain if layers else model).save)
+        model = layers.to_keras(model)  # and without optimizer, loss and metrics
+    replace_file(run_dir / MODEL, model.save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
         _write_table(run_dir / files[-1], more.pop(name).table, index=False)
