@@ -17,7 +17,6 @@ from scipy.stats import t as student
 from helpers.data.files import InputError, raise_problems, replace_file, resolve_path
 from helpers.data.images import read_image
 from helpers.evaluation.predictions import Predictions
-from helpers.runs.folder import Run
 
 VERDICT = "heat_verdict.json"
 BATCH = 32
@@ -220,32 +219,29 @@ def judge_heat(measured: pd.DataFrame, groups: Iterable) -> pd.DataFrame:
     return table
 
 
-def write_verdict(run: Run, judged: pd.DataFrame) -> str:
-    """Keep the verdict in the run's folder, if it can be written, and return it.
-
-    Args:
-        run: whose heat maps, of the default layer, were judged.
-        judged: as from `judge_heat`.
-
-    Returns:
-        "passed", "failed", or "open" where a check lacked lesions and none failed.
-    """
+def decide(judged: pd.DataFrame) -> str:
+    """Decide by the table of `judge_heat`: "passed", "failed", or "open" for want of lesions."""
     passed = judged["passed"]
-    verdict = "failed" if (~passed).any() else "passed" if passed.notna().all() else "open"
-    content = {"verdict": verdict, "model": run.metrics["files"], "checks": judged.to_dict("index")}
-    text = json.dumps(content, indent=2, default=str) + "\n"
+    return "failed" if (~passed).any() else "passed" if passed.notna().all() else "open"
+
+
+def write_verdict(run, judged: pd.DataFrame) -> str:
+    """Keep the verdict on a run's default maps in its folder, if it can be written; return it."""
+    checks = json.loads(judged.to_json(orient="index"))
+    found = {"verdict": decide(judged), "checks": checks, "files": run.metrics["files"]}
+    text = json.dumps(found, indent=2) + "\n"
     with suppress(OSError):
         replace_file(run.path / VERDICT, lambda path: path.write_text(text, encoding="utf-8"))
-    return verdict
+    return found["verdict"]
 
 
-def read_verdict(run: Run) -> str:
+def read_verdict(run) -> str:
     """Read "passed", "failed" or "open" back; "" where this model was not checked."""
     try:
         found = json.loads((run.path / VERDICT).read_text(encoding="utf-8"))
     except OSError:
         return ""
-    return found["verdict"] if found["model"] == run.metrics["files"] else ""
+    return found["verdict"] if found["files"] == run.metrics["files"] else ""
 
 
 def randomise_weights(model: keras.Model, seed: int, count: int | None = None) -> keras.Model:

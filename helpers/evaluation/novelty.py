@@ -17,7 +17,6 @@ from helpers.data import images, reading, sample
 from helpers.data.files import InputError, name_some, replace_file, resolve_path
 from helpers.evaluation.predictions import Predictions
 from helpers.evaluation.scores import estimate_shares
-from helpers.runs.folder import Run, load_model
 
 NOVELTY = "novelty.npz"
 FALSE_ALARM_RATE = 0.05
@@ -107,7 +106,7 @@ def fit_detector(
     return Detector(mean, scale, centres, precision, *held_out)
 
 
-def load_detector(run: Run, data_dir: str = "") -> Detector:
+def load_detector(run, data_dir: str = "") -> Detector:
     """Load a run's detector, after fitting it where it is missing or of another model.
 
     It is kept as novelty.npz in the run's folder: from then on no training image is needed.
@@ -124,7 +123,9 @@ def load_detector(run: Run, data_dir: str = "") -> Detector:
         with np.load(path) as saved:
             if str(saved["files"]) == files:
                 return Detector(**{field.name: saved[field.name] for field in fields(Detector)})
-    table, model = read_run_images(run, data_dir), load_model(run)
+    from helpers.nets.patient import load_image_model  # needs TensorFlow
+
+    table, model = read_run_images(run, data_dir), load_image_model(run.model_paths[0])
     pixels = images.load_images(table, model.input_shape[1:3])
     place = pd.Series(range(len(table)), table["image_id"])
     held_out = {part: run.predictions.part(part).table["image_id"] for part in ("val", "test")}
@@ -138,7 +139,7 @@ def load_detector(run: Run, data_dir: str = "") -> Detector:
     return detector
 
 
-def read_run_images(run: Run, data_dir: str = "") -> pd.DataFrame:
+def read_run_images(run, data_dir: str = "") -> pd.DataFrame:
     """Read the table of a run's images again, and check that it is the run's.
 
     Args:

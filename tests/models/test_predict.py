@@ -15,7 +15,7 @@ from helpers.data.files import InputError
 from helpers.evaluation import calibration
 from helpers.evaluation.predictions import Predictions
 from helpers.nets import patient
-from helpers.runs import folder, predict
+from helpers.runs import folder, own_images, predict
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +189,7 @@ def test_two_uploads_of_one_name_give_two_files_and_two_answers(classifier, tmp_
     paths = [save_picture(tmp_path / f"{seed}.png", seed) for seed in (0, 1)]
     uploads = [{"name": "../x.png", "content": memoryview(path.read_bytes())} for path in paths]
     for _ in range(2):  # a second round replaces the first one
-        saved = predict.save_uploads(uploads, tmp_path / "uploads")
+        saved = own_images.save_uploads(uploads, tmp_path / "uploads")
     assert [path.name for path in saved] == ["x.png", "x (2).png"]
     assert sorted(tmp_path.joinpath("uploads").iterdir()) == sorted(saved)
     assert (answer(classifier, *saved) == answer(classifier, *paths)).all()
@@ -228,22 +228,22 @@ def test_runs_that_do_not_belong_together_are_named(runs, data_dir, tmp_path):
     with pytest.raises(InputError) as caught:
         predict.load_classifier([runs[0], other], accuracy=1.5, views=4)
     said = str(caught.value)
-    assert "has the classes akiec, bcc, bkl" in said
-    assert "takes images of 20x20 pixels" in said
+    assert "has the classes ('akiec', 'bcc', 'bkl')" in said
+    assert "has images of (20, 20)" in said
     assert "views is 4, wanted is 1 or 8" in said
     assert "the accuracy is 1.5" in said
 
 
 def test_answers_that_cannot_be_written_any_more_are_kept_beside(tmp_path):
     table = pd.DataFrame({"image": ["é\udcff.png"], "answer": "nv"})  # a name that is no UTF-8
-    path = predict.write_answers(tmp_path / "answers.csv", table)
+    path = own_images.write_answers(tmp_path / "answers.csv", table)
     assert path.read_bytes().startswith(b"\xef\xbb\xbfimage,answer")
     assert pd.read_csv(path)["image"].tolist() == ["é\\udcff.png"]
-    assert predict.check_output(path) == []
+    assert own_images.check_output(path) == []
     path.unlink()
     path.mkdir()
     (path / "in the way").touch()
-    kept = predict.write_answers(path, table)
+    kept = own_images.write_answers(path, table)
     assert kept.parent == tmp_path
     assert len(pd.read_csv(kept)) == 1
 
@@ -260,6 +260,6 @@ def test_net_with_fields_answers_for_images_alone_as_it_was_calibrated(tmp_path,
     assert run.predictions.probabilities.min() == 0 < alone.predictions.probabilities.min()
     path = save_picture(tmp_path / "a.png")
     expected, found = (predict.load_classifier([x], warn=False) for x in (alone, run))
-    assert found.members[0].temperature == pytest.approx(expected.members[0].temperature)
+    assert found.temperatures == pytest.approx(expected.temperatures)
     assert answer(found, path) == pytest.approx(answer(expected, path), abs=1e-5)
     assert folder.load_run(run.path).predictions.answers.tolist() == run.predictions.labels.tolist()

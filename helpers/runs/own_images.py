@@ -1,0 +1,106 @@
+"""One's own image files: found in folders, uploaded, and the table of answers written for them."""
+
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.data.files import InputError, raise_problems, replace_file
+from helpers.runs.folder import METRICS
+
+# Beside what is hidden (.…, .ipynb_checkpoints among it): thumbnails and notes of file systems.
+LEFT_OUT = ("@eaDir", "__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Path]]:
+    """List the files to answer for: files as they are, folders with everything below them.
+
+    No ending is asked for: what a file holds is found when it is read. Links to folders are
+    followed, each folder once. What does not exist stays in the list, to be named with the others.
+
+    Returns:
+        The files, and what is left out in folders: hidden and `LEFT_OUT` files and folders, and
+        what is no file, such as a socket.
+
+    Raises:
+        InputError: naming empty folders, folders of runs, or that no path is given.
+    """
+    files, left_out, seen = [], [], set()
+    problems = [] if paths else ["no image is given: name image files or folders of them"]
+    for path in map(Path, paths):
+        found = [] if path.is_dir() else [path]
+        unread = []
+        for here, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
+            if (real := os.path.realpath(here)) in seen:
+                folders.clear()
+                continue
+            seen.add(real)
+            if METRICS in names:
+                problems.append(f"{here} is a run: name it with --run (RUN_DIR in a notebook)")
+            inside = [Path(here, name) for name in sorted(folders) + sorted(names)]
+            out = [p for p in inside if p.name.startswith(".") or p.name in LEFT_OUT]
+            out += [p for p in inside if p.exists() and not (p.is_file() or p.is_dir())]
+            folders[:] = [p.name for p in inside if p.is_dir() and p not in out]
+            found += [p for p in inside if not p.is_dir() and p not in out]
+            left_out += out
+        found += [Path(error.filename) for error in unread if path.is_dir()]  # no permission
+        if not found:
+            problems.append(f"{path} holds no image: name image files or folders of them")
+        files += found
+    raise_problems("the images", problems)
+    return files, left_out
+
+
+def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
+    """Write what an ipywidgets.FileUpload holds into a folder, so that it is read like any file.
+
+    Args:
+        uploads: the widget's `value`: dicts with name and content (bytes or memoryview).
+        folder: made if it is missing. A file of an earlier call is replaced; of two uploads of one
+            name, the second is numbered.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, taken = [], set()
+    for upload in uploads:
+        path = first = folder / Path(upload["name"].replace("\\", "/")).name
+        while path.name.casefold() in taken:
+            path = first.with_stem(f"{first.stem} ({len(taken) + 1})")
+        taken.add(path.name.casefold())
+        path.write_bytes(bytes(upload["content"]))
+        paths.append(path)
+    return paths
+
+
+def check_output(path: Path) -> list[str]:
+    """List what keeps a file from being written, before any work is done; makes its folder."""
+    is_new = not path.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()  # fails where a spreadsheet keeps the file to itself
+        if is_new:
+            path.unlink()
+    except OSError as error:
+        remedy = "close the program that has it open, or name another file"
+        return [f"{path} cannot be written ({error.strerror}): {remedy}"]
+    return []
+
+
+def write_answers(path: Path, table: pd.DataFrame) -> Path:
+    """Write answers as CSV (UTF-8 with a mark, by which spreadsheets know it), and return where.
+
+    What cannot be written there any more is kept beside it under another name, or among the
+    system's temporary files.
+    """
+    spare = f"{path.stem}-{datetime.now():%Y%m%d-%H%M%S}.csv"
+    options = {"encoding": "utf-8-sig", "errors": "backslashreplace", "float_format": "%.6g"}
+    problems = []
+    for place in (path, path.with_name(spare), Path(tempfile.gettempdir()) / spare):
+        try:
+            replace_file(place, lambda partial: table.to_csv(partial, index=False, **options))
+            return place
+        except OSError as error:
+            problems.append(f"{place} cannot be written ({error})")
+    raise InputError("the answers", problems)
