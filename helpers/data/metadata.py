@@ -163,8 +163,8 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     table["lesion_id"] = table["lesion_id"].mask(alone, table["image_id"])
     if alone.any():
         notes.append(
-            f"lesion_id is missing in {alone.sum()} of {len(table)} rows: each of these images is a "
-            "lesion of its own; leaks (one lesion in training and test) cannot be seen, scores rise"
+            f"lesion_id is missing in {alone.sum()} of {len(table)} rows: each of these images is "
+            "its own lesion; leaks (one lesion in training and test) cannot be seen, scores rise"
         )
     for note in notes:
         warnings.warn(f"{where}: {note}", stacklevel=3)
