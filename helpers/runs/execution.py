@@ -16,6 +16,7 @@ from nbconvert import HTMLExporter
 from helpers.data import files
 from helpers.data.files import InputError, raise_problems
 from helpers.runs import experiments, folder
+from helpers.runs.code import NOTEBOOK_CODE, fingerprint_code
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
 from helpers.runs.folder import Run
 
@@ -62,9 +63,9 @@ def execute_notebook(
 def _execute_cells(notebook: Path, run_dir: Path, parameters: dict, output) -> Run:
     executed = run_dir / NOTEBOOK
     near = str(notebook).removeprefix(f"{files.PROJECT}{os.sep}")
-    code = json.dumps({near: folder.fingerprint_code(notebook)})
+    code = json.dumps({near: fingerprint_code(notebook)})
     try:
-        with _set_environment({folder.NOTEBOOK_CODE: code, "KERAS_BACKEND": "tensorflow"}):
+        with _set_environment({NOTEBOOK_CODE: code, "KERAS_BACKEND": "tensorflow"}):
             papermill.execute_notebook(
                 str(notebook), str(executed), parameters, progress_bar=False, stdout_file=output
             )

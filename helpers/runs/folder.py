@@ -1,6 +1,5 @@
 """A run's folder: parameters checked, the folder opened, all that a run leaves written and read."""
 
-import ast
 import hashlib
 import json
 import os
@@ -8,7 +7,7 @@ import shutil
 import sys
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import lru_cache, partial
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -21,6 +20,7 @@ from helpers.data import sample
 from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
 from helpers.evaluation.predictions import Predictions, read_predictions
 from helpers.evaluation.scores import score_majority
+from helpers.runs.code import fingerprint_code, fingerprint_imports
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
 METRICS, HISTORY, PREDICTIONS, MODEL = (
@@ -30,7 +30,6 @@ METRICS, HISTORY, PREDICTIONS, MODEL = (
     "model.keras",
 )
 IMAGE_ONLY = "predictions_image_only.csv"
-NOTEBOOK_CODE = "SKIN_NOTEBOOK_CODE"  # environment variable: JSON, file to its `fingerprint_code`
 KERNEL_LOCK = ".kernel.lock"
 # What is made of a run later, and would not belong to one made anew in the same folder.
 LATER = ("MODEL_CARD.md", "export", "figures", "submission.csv", "*novelty*", "*verdict*", "*judg*")
@@ -39,10 +38,8 @@ LIMITS = {
     **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH"), (22, 4096)),  # 22: three poolings leave one
     **dict.fromkeys(("EPOCHS", "BATCH_SIZE"), (1, 100_000)),
     **dict.fromkeys(("PATIENCE", "FOLD", "SEED"), (0, 2**31 - 1)),
-    "FOLDS": (2, 100),
+    **dict.fromkeys(("WEIGHT_DECAY", "CLASS_WEIGHT_POWER"), (0, 100)),
     "LEARNING_RATE": (1e-12, 100),
-    "WEIGHT_DECAY": (0, 100),
-    "CLASS_WEIGHT_POWER": (0, 2),
     "PREVALENCE": (1e-6, 1 - 1e-6),
     "RESAMPLES": (100, 1_000_000),
     "SCHEDULE": ["constant", "cosine"],
@@ -51,7 +48,6 @@ LIMITS = {
     "VIEWS": [1, 8],
     "PART": ["val", "test", "official"],
 }
-RunError = InputError  # the name of the first version, while other rooms import it
 _open: dict[Path, tuple[FileLock, dict]] = {}  # the runs that this process holds, with their code
 
 
@@ -60,8 +56,7 @@ class Run:
     """A finished run, or an ensemble of runs over folds.
 
     `metrics` is what metrics.json holds: parameters, classes, data, scores, majority_baseline,
-    training, code, versions, files; of an ensemble also members. `history` has a row per epoch,
-    from 1, of an ensemble for each `fold`. `predictions` are of the validation and test images.
+    training, code, versions, files, of an ensemble members. `history` has a row per epoch, from 1.
     """
 
     path: Path
@@ -192,33 +187,24 @@ def save_run(
         history: a row per epoch, from 1, with the column seconds.
         predictions: of the validation and test parts.
         scores: part to its table, as {"test": score_with_intervals(...)}.
-        more: further metrics; "training" (such as best_epoch, where another than the one of the
-            best validation balanced accuracy was kept) and "data" are joined to those sections,
-            `Predictions` are written to a file: "image_only" to predictions_image_only.csv.
+        more: further metrics; "training" (such as best_epoch, by default the last one) and "data"
+            are joined to those sections, `Predictions` are written to a file: "image_only" to
+            predictions_image_only.csv.
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
     if layers := sys.modules.get("helpers.training.layers"):
-        model = layers.to_keras(model)  # and without optimizer, loss and metrics
-    replace_file(run_dir / MODEL, model.save)
+        plain = layers.to_keras(model)  # and without optimizer, loss and metrics
+        given = plain.input if len(plain.inputs) > 1 else plain.inputs[0]
+        plain = sys.modules["keras"].Model(given, plain.outputs[0], name=model.name)
+    replace_file(run_dir / MODEL, (plain if layers else model).save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
-        _write_table(run_dir / files[-1], more.pop(name).table, index=False)
-    images, lesions = len(table), table["group"].nunique()
-    kind = "drawn images" if sample.is_drawn(table["image_id"]) else "images"
-    source = parameters["DATA_DIR"] or "data/sample"
-    data = {
-        "folder": source,
-        "description": f"{images:,} {kind} of {lesions:,} lesions from {source}",
-        "images": images,
-        "lesions": lesions,
-        "split": table["split"].value_counts().to_dict(),
-        "fingerprint": fingerprint_data(table),
-    }
-    by_score = parameters.get("PATIENCE", 1) and "val_balanced_accuracy" in history
+        replace_file(run_dir / files[-1], partial(more.pop(name).table.to_csv, index=False))
+    data = _describe_data(table, parameters["DATA_DIR"] or "data/sample")
     training = {
         "epochs": len(history),
-        "best_epoch": history["val_balanced_accuracy"].idxmax() if by_score else len(history),
+        "best_epoch": len(history),
         "seconds": history["seconds"].sum(),
         "images_per_second": data["split"].get("train", 0) / history["seconds"].median(),
         "precision": model.dtype_policy.name,
@@ -233,18 +219,30 @@ def save_run(
         "majority_baseline": score_majority(predictions.part("test")),
         "training": training | more.pop("training", {}),
         "code": fingerprint_imports() | code,  # what was edited since counts as it was
-        **more,
     }
-    run = write_run(run_dir, metrics, history, predictions, files)
+    run = write_run(run_dir, metrics | more, history, predictions, files)
     if lock:
         lock.release()
     return run
 
 
+def _describe_data(table: pd.DataFrame, source: str) -> dict:
+    images, lesions = len(table), table["group"].nunique()
+    kind = "drawn images" if sample.is_drawn(table["image_id"]) else "images"
+    return {
+        "folder": source,
+        "description": f"{images:,} {kind} of {lesions:,} lesions from {source}",
+        "images": images,
+        "lesions": lesions,
+        "split": table["split"].value_counts().to_dict(),
+        "fingerprint": fingerprint_data(table),
+    }
+
+
 def write_run(run_dir: Path, metrics: dict, history: pd.DataFrame, predictions, files=()) -> Run:
     """Write both tables, then metrics.json with versions and the checksums of all `files`."""
-    _write_table(run_dir / HISTORY, history, float_format="%.6g")
-    _write_table(run_dir / PREDICTIONS, predictions.table, index=False)
+    replace_file(run_dir / HISTORY, partial(history.to_csv, float_format="%.6g"))
+    replace_file(run_dir / PREDICTIONS, partial(predictions.table.to_csv, index=False))
     versions = {"python": python_version()} | {name: version(name) for name in PACKAGES}
     marks = {name: checksum(run_dir / name) for name in (HISTORY, PREDICTIONS, *files)}
     text = json.dumps(metrics | {"versions": versions, "files": marks}, default=_make_plain)
@@ -263,8 +261,7 @@ def save_figures(run_dir: str | os.PathLike, figures: dict) -> None:
     folder = Path(run_dir) / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
-        write = partial(figure.savefig, dpi=120, bbox_inches="tight")
-        replace_file(folder / f"{name}.png", write)
+        replace_file(folder / f"{name}.png", partial(figure.savefig, dpi=120, bbox_inches="tight"))
 
 
 def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
@@ -329,43 +326,6 @@ def describe(run: Run) -> str:
     return "\n".join([*lines, f"Look at {run.path / 'report.html'} and {run.path / 'figures'}"])
 
 
-def fingerprint_code(path: Path) -> str:
-    """Return a short checksum of a module's or a notebook's code, "" for a missing file.
-
-    Comments, docstrings, layout and the cells of parameters do not count.
-    """
-    if not path.is_file():
-        return ""
-    source = path.read_text(encoding="utf-8")
-    if path.suffix == ".ipynb":
-        skipped = {"parameters", "injected-parameters"}
-        cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
-        cells = [c for c in cells if not skipped & set(c["metadata"].get("tags", []))]
-        source = "\n".join("".join(cell["source"]) for cell in cells)
-    return _fingerprint_source(source)
-
-
-@lru_cache
-def _fingerprint_source(source: str) -> str:
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # a notebook with magics
-        return _digest(source.encode())[:16]
-    for node in ast.walk(tree):
-        match getattr(node, "body", None):
-            case [ast.Expr(ast.Constant()), *rest]:
-                node.body = rest
-    return _digest(ast.unparse(tree).encode())[:16]
-
-
-def fingerprint_imports() -> dict[str, str]:
-    """Fingerprint the code behind this process: its notebook, if told, and the helper modules."""
-    files = [m.__file__ for n, m in list(sys.modules.items()) if n.split(".")[0] == "helpers"]
-    paths = [Path(file) for file in files if file]
-    marks = {path.relative_to(PROJECT).as_posix(): fingerprint_code(path) for path in paths}
-    return json.loads(os.environ.get(NOTEBOOK_CODE, "{}")) | marks
-
-
 def fingerprint_data(table: pd.DataFrame) -> str:
     """Return a short checksum of ids, labels, groups, split and the sizes of the image files."""
     sizes = table["path"].map(lambda path: Path(path).stat().st_size)
@@ -380,7 +340,3 @@ def checksum(path: Path) -> str:
 
 def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
-
-
-def _write_table(path: Path, table: pd.DataFrame, **options) -> None:
-    replace_file(path, lambda partial: table.to_csv(partial, **options))

@@ -12,7 +12,10 @@ from keras import layers
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
 from helpers.evaluation.predictions import make_predictions
+from helpers.nets.patient import join_fields
 from helpers.runs import export, folder
+from helpers.training import layers as training_layers
+from helpers.training.fit import BalancedAccuracy
 
 SIZE, CLASSES = (16, 24), ("a", "b", "c")
 
@@ -25,7 +28,9 @@ def make_model(dtype="float32"):
             keras.Input((*SIZE, 3), dtype="uint8", name="image"),
             layers.Rescaling(1 / 255, dtype=dtype),
             layers.Conv2D(4, 3, activation="relu", dtype=dtype),
+            layers.BatchNormalization(dtype=dtype),
             layers.GlobalAveragePooling2D(dtype=dtype),
+            layers.Dropout(0.5, dtype=dtype),
             layers.Dense(3, activation="softmax", dtype="float32", name="a_b_c"),
         ]
     )
@@ -34,13 +39,15 @@ def make_model(dtype="float32"):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     run_dir = tmp_path_factory.mktemp("run")
+    model = training_layers.speed_up(make_model("mixed_bfloat16"))
+    model.compile("adam", "sparse_categorical_crossentropy", [BalancedAccuracy(3)])
     names = ["1", "2", "3"]
     table = pd.DataFrame({"image_id": names, "lesion_id": names, "group": names, "dx": CLASSES})
     table = table.assign(label=range(3), split="test", path=__file__)
     return folder.save_run(
         run_dir,
         parameters={"DATA_DIR": ""},
-        model=make_model("mixed_bfloat16"),
+        model=model,
         table=table,
         history=pd.DataFrame({"seconds": [1.0]}, pd.RangeIndex(1, 2, name="epoch")),
         predictions=make_predictions(table, np.full((3, 3), 1 / 3), CLASSES),
@@ -105,3 +112,16 @@ def test_model_that_this_keras_cannot_read_says_who_wrote_it(run, monkeypatch):
     monkeypatch.setattr("helpers.nets.patient.load_image_model", fail)
     with pytest.raises(InputError, match=rf"written by Keras {keras.__version__}, not readable"):
         folder.load_model(run)
+
+
+def test_saved_model_is_keras_own_and_of_both_inputs(run, tmp_path):
+    model = keras.models.load_model(run.model_paths[0])
+    assert not model.compiled
+    assert not any(type(layer).__module__.startswith("helpers") for layer in model.layers)
+    joined = training_layers.speed_up(join_fields(make_model()))
+    p, history = run.predictions, run.history
+    table = p.table.assign(label=range(3), path=__file__)
+    folder.save_run(tmp_path, parameters={"DATA_DIR": ""}, model=joined, table=table,
+                    history=history, predictions=p, scores={})  # fmt: skip
+    saved = keras.models.load_model(tmp_path / "model.keras")
+    assert set(saved.input) == set(joined.input)

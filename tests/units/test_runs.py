@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 from helpers.data.files import PROJECT, InputError
 from helpers.evaluation.predictions import make_predictions
 from helpers.runs import execution, experiments, folder
+from helpers.runs.code import fingerprint_code
 
 CLASSES = ("a", "b")
 PARAMETERS = {"DATA_DIR": "", "IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28, "PATIENCE": 0}
@@ -53,8 +54,7 @@ def save(run_dir, parameters=PARAMETERS, ids="000", **more):
     table = make_table(run_dir / "images", ids)
     found = np.array([[0.9, 0.1], [0.25, 0.75], [1 / 3, 2 / 3]])
     history = pd.DataFrame(
-        {"val_balanced_accuracy": [0.75, 0.5], "seconds": [2.0, 3.0]},
-        index=pd.RangeIndex(1, 3, name="epoch"),
+        {"loss": [0.75, 0.5], "seconds": [2.0, 3.0]}, pd.RangeIndex(1, 3, name="epoch")
     )
     scores = pd.DataFrame({"value": [0.5, np.nan], "low": 0.25, "high": np.float64(0.75)})
     scores.index = ["accuracy", "auc"]
@@ -87,12 +87,6 @@ def test_run_is_read_back_as_it_was_saved(tmp_path):
     assert test.table["sex"].tolist() == ["female", "male"]
     assert run.classes == CLASSES
     assert [path.read_bytes() for path in run.model_paths] == [b"weights"]
-
-
-@pytest.mark.parametrize(("patience", "best"), [(0, 2), (5, 1)])
-def test_kept_epoch_is_the_best_or_without_patience_the_last(tmp_path, patience, best):
-    run = save(tmp_path, PARAMETERS | {"PATIENCE": patience})
-    assert run.metrics["training"]["best_epoch"] == best
 
 
 def test_more_metrics_join_their_section_and_predictions_their_file(tmp_path):
@@ -193,7 +187,7 @@ def test_folder_that_cannot_be_written_is_explained(tmp_path):
 def test_run_of_other_code_is_known(tmp_path, monkeypatch):
     module = tmp_path / "module.py"
     module.write_text('"""Old."""\n\n\ndef double(x):\n    return 2 * x\n')
-    made = {str(module): folder.fingerprint_code(module)}
+    made = {str(module): fingerprint_code(module)}
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps(made))
     run = save(tmp_path / "run")
     assert "helpers/runs/folder.py" in run.metrics["code"]
@@ -207,7 +201,7 @@ def test_run_of_other_code_is_known(tmp_path, monkeypatch):
 def test_code_that_is_edited_during_a_run_counts_as_it_was(tmp_path, monkeypatch):
     module = tmp_path / "module.py"
     module.write_text("x = 1")
-    mark = folder.fingerprint_code(module)
+    mark = fingerprint_code(module)
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): mark}))
     run_dir = folder.open_run({"RUN_DIR": str(tmp_path / "run")})
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): "other"}))
