@@ -357,4 +357,5 @@ def _draw_roc(axes: Axes, positive: np.ndarray, score: np.ndarray) -> None:
 
 def _measure_reach(table: pd.DataFrame) -> np.ndarray:
     """Return the lengths (2, N) of the error bars of value, low and high."""
-    return (table[["low", "high"]].to_numpy().T - table["value"].to_numpy()) * [[-1], [1]]
+    reach = (table[["low", "high"]].to_numpy().T - table["value"].to_numpy()) * [[-1], [1]]
+    return reach.clip(0)  # rounding may put an end of 1 below a value of 1
