@@ -58,19 +58,11 @@ def plot_confusion(p: Predictions) -> Figure:
     share = np.divide(100 * counts, images, out=np.zeros(counts.shape), where=images > 0)
     text = [f"{n}\n{s:.0f} %" if n else "0" for n, s in zip(counts.flat, share.flat, strict=True)]
     figure, (axes,) = _make_axes(1, 1, 7, 5.6)
-    sns.heatmap(
-        share,
-        annot=np.reshape(text, counts.shape),
-        fmt="",
-        cmap="Blues",
-        vmin=0,
-        vmax=100,
-        xticklabels=p.classes,
-        yticklabels=[f"{dx} ({n})" for dx, n in zip(p.classes, images[:, 0], strict=True)],
-        cbar_kws={"label": "% of the true class"},
-        annot_kws={"size": 8},
-        ax=axes,
-    )
+    rows = [f"{dx} ({n})" for dx, n in zip(p.classes, images[:, 0], strict=True)]
+    table = pd.DataFrame(share, rows, p.classes)
+    style = {"cmap": "Blues", "vmin": 0, "vmax": 100, "annot_kws": {"size": 8}, "ax": axes}
+    style["cbar_kws"] = {"label": "% of the true class"}
+    sns.heatmap(table, annot=np.reshape(text, counts.shape), fmt="", **style)
     axes.set(title="Confusion matrix", xlabel="predicted class", ylabel="true class (images)")
     axes.tick_params(axis="y", rotation=0)
     return figure
@@ -160,20 +152,13 @@ def plot_operating_points(
         _draw_reliability(axs[0], before, p)
     for axes, question in zip(axs[panels - len(questions) :], questions, strict=True):
         _draw_roc(axes, *scores.ask(question, p))
-        y, x = (
-            points.xs((question, name), level=(0, 2)) for name in ("sensitivity", "specificity")
-        )
+        y, x = (points.xs((question, name), level=(0, 2)) for name in calibration.FIGURES)
         right, up = _measure_reach(x)[::-1], _measure_reach(y)
-        for i, (wanted, color, marker) in enumerate(
-            zip(y.index, (DARK, MIDDLE), "os", strict=True)
-        ):
-            value = 1 - x["value"].iloc[i], y["value"].iloc[i]
-            label = (
-                f"{wanted:.2f} wanted: sensitivity {value[1]:.2f}, specificity {1 - value[0]:.2f}"
-            )
+        for i, (color, marker) in enumerate(((DARK, "o"), (MIDDLE, "s"))):
+            value, told = (1 - x["value"].iloc[i], y["value"].iloc[i]), f"{y.index[i]:.2f} wanted"
+            label = f"{told}: sensitivity {value[1]:.2f}, specificity {1 - value[0]:.2f}"
             axes.errorbar(*value, up[:, [i]], right[:, [i]], marker, color=color, label=label)
-        axes.set(title=f"Operating points: {question}", xlabel="1 - specificity")
-        axes.set_ylabel("sensitivity")
+        axes.set(xlabel="1 - specificity", ylabel="sensitivity", title=f"Threshold: {question}")
         axes.legend(**LEGEND, loc="lower right")
     return figure
 
@@ -331,8 +316,8 @@ def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
 
 def _draw_reliability(axes: Axes, before: Predictions, after: Predictions) -> None:
     """Draw a reliability diagram with intervals, or say that there are too few images."""
-    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="confidence", ylabel="accuracy")
-    axes.set_title("Reliability of the answers")
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), title="Reliability of the answers")
+    axes.set(xlabel="confidence", ylabel="accuracy")
     if len(after) < calibration.FEWEST_IMAGES:
         text = f"{len(after)} images: too few,\nbelow {calibration.FEWEST_IMAGES}"
         axes.text(0.5, 0.5, text, ha="center", va="center")
