@@ -35,24 +35,18 @@ def score_challenge(p: Predictions) -> pd.DataFrame:
     ("all", "balanced_accuracy") ranks the challenge: the answer is the class of the highest
     probability, a tie for it is wrong; the mean recall over the classes that occur.
 
-    The figures of one class take it against the six others, answered where its probability is
-    above 0.5 (not: where it is the highest). accuracy, sensitivity, specificity, ppv, npv and
-    dice (the F1 score) come from that 2x2 table; one that has nothing to divide by is 1. From the
-    probabilities: auc; auc_sens_80, the area below the part of the ROC curve with sensitivity >=
-    0.8, which starts at an interpolated point (not rescaled: 1 is perfect, 0.18 is chance); ap,
-    the average precision.
+    ANSWERS take a class against the six others, answered where its probability is above 0.5 (not:
+    where it is the highest); what has nothing to divide by is 1. auc_sens_80 is the area below the
+    part of the ROC curve with sensitivity >= 0.8, from an interpolated point on (not rescaled: 1 is
+    perfect, 0.18 is chance); ap is the average precision.
 
     Args:
-        p: of the seven classes, in any order; rows of probabilities need not sum to 1.
+        p: of the seven classes, in any order, 0 … 1; else an InputError says what is wrong.
 
     Returns:
         value, low and high (`scores.estimate_scores`) with the index (dx, figure): ("all",
-        "balanced_accuracy"), each of FIGURES for each class, then for "mean", their unweighted
-        mean. The last three are nan for a class that does not occur, and left out of the mean;
-        the official scorer stops with an error there.
-
-    Raises:
-        InputError: probabilities outside 0 … 1, or other classes.
+        "balanced_accuracy"), each of FIGURES for each class, then their "mean". The last three are
+        nan for a class that does not occur; the official scorer stops with an error there.
     """
     raise_problems("the challenge's scores", _find_problems(p))
     index = [(dx, name) for dx in (*p.classes, "mean") for name in FIGURES]
@@ -66,10 +60,6 @@ def write_submission(path: str | os.PathLike, p: Predictions) -> None:
 
     The official scorer wants the images of its truth file, all of them and no others: beside the
     truth of 1,512 images, a row for ISIC_0035068 too, any probabilities, since its weight is 0.
-
-    Args:
-        path: the file; replaced in one step, its folder is made if it is missing.
-        p: of the seven classes.
 
     Raises:
         InputError: what is wrong with ids and probabilities; nothing is written.

@@ -99,8 +99,7 @@ def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame
     """Pair runs on the same test images that differ in one parameter and what goes along with it.
 
     Args:
-        table: as from `tabulate_runs`.
-        varied: as from `find_varied`.
+        table, varied: as from `tabulate_runs` and `find_varied`.
         name: the parameter; its smallest value is what the others are compared with.
 
     Returns:

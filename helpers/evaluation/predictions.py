@@ -65,11 +65,7 @@ class Predictions:
         return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
 
     def part(self, split: str) -> "Predictions":
-        """Return the part `split`: "val", "test", or "official".
-
-        An image that several members of an ensemble answered counts once, with the mean of their
-        probabilities.
-        """
+        """Return a part; what several members of an ensemble answered, once, by their mean."""
         part = self.select((self.table["split"] == split).to_numpy())
         if part.table["image_id"].is_unique:
             return part

@@ -30,13 +30,10 @@ GROUP_FIGURES = ("accuracy", "baseline", "sensitivity", "specificity")
 
 
 def score_predictions(p: Predictions) -> dict[str, float]:
-    """Compute accuracy, balanced accuracy, macro F1 and one-vs-rest AUC.
+    """Compute SCORES, each 0 … 1: name to value.
 
-    The last three are unweighted means over the classes that occur, balanced accuracy that of the
-    recall; all equal scikit-learn's.
-
-    Returns:
-        A dict with the keys of SCORES, each 0 … 1; AUC is nan where only one class occurs.
+    All but the accuracy are unweighted means over the classes that occur: of recall, F1 and the
+    one-vs-rest AUC (nan where only one class occurs); equal to scikit-learn's.
     """
     _check(p)
     return dict(zip(SCORES, _score(p, np.ones((1, len(p))))[0].tolist(), strict=True))
@@ -193,14 +190,11 @@ def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd
 
 
 def estimate_scores(score: Callable[[np.ndarray], np.ndarray], p: Predictions) -> pd.DataFrame:
-    """Estimate scores with the percentile interval of a bootstrap over lesions.
+    """Estimate value, low and high of scores by a bootstrap over lesions, nan where undefined.
 
     Args:
         score: from image weights (B, N) to scores (B, F).
-        p: N predictions: their lesions, resamples and seed. Without resamples no interval.
-
-    Returns:
-        A row per score: value, low and high, nan where undefined.
+        p: N predictions: their lesions, resamples (0: no interval) and seed.
     """
     table = pd.DataFrame({"value": score(np.ones((1, len(p))))[0], "low": np.nan, "high": np.nan})
     if p.resamples and len(np.unique(p.groups)) >= FEWEST:
@@ -235,10 +229,7 @@ def trace_ranking(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Count hits and false alarms, (B, T + 1) each, while the threshold falls below all T scores.
 
-    Args:
-        positive: bool (N,).
-        score: float (N,).
-        weights: of the images, float (B, N).
+    Takes which images are positive (N,), their scores (N,) and their weights (B, N).
     """
     order = np.argsort(-score, kind="stable")
     starts = np.flatnonzero(np.r_[True, np.diff(score[order]) < 0])

@@ -34,16 +34,6 @@ def test_temperature_by_hand():
     assert scaled[1] == pytest.approx([1, 0], abs=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("labels", "probabilities", "expected"),
-    [([0, 1], [[0.9, 0.1], [0.2, 0.8]], 0.05), ([0, 1, 1], [[1.0, 0], [1, 0], [0, 1]], 20)],
-    ids=["right without doubt", "wrong without doubt"],
-)
-def test_temperature_ends_within_its_bounds(labels, probabilities, expected):
-    found = calibration.fit_temperature(predict(labels, probabilities, "ab"))
-    assert found == pytest.approx(expected, rel=0.05)
-
-
 def test_reliability_by_hand():
     """Two bins of 20 answers: .55 sure and 10 of 20 right, .95 sure and all right."""
     sure = np.repeat([0.55, 0.95], 20)
