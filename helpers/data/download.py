@@ -105,7 +105,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _find_missing(folder: Path, files: tuple[RemoteFile, ...]) -> list[RemoteFile]:
-    """List what is not there yet; what has such a name but other contents is left and reported."""
+    """List what is not there yet; refuse other contents under these names."""
     missing, problems = [], []
     for file in files:
         target = folder / file.target

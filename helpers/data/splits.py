@@ -27,7 +27,7 @@ ROWS = 500  # images compared with all others at a time: bounds the memory
 def split_by_lesion(
     table: pd.DataFrame, fold: int = 0, folds: int = 5, seed: int = 0
 ) -> pd.DataFrame:
-    """Add a column `split` with the values train, val and test.
+    """Return a copy of the table with the column `split`: train, val and test.
 
     Test is one of `folds` stratified folds of whole lesion groups; validation is one in five
     of the rest, so the default gives 64 / 16 / 20 % of the images. A column `split` that came
@@ -37,11 +37,7 @@ def split_by_lesion(
         table: a row per image with the columns `dx` and `group`.
         fold: which fold is the test part, 0 … folds - 1; 0 if the data came with a split.
         folds: number of folds, at least 2.
-        seed: of the fold assignment. Leave it alone when runs are to be compared: the same
-            seed and fold always give the same test images.
-
-    Returns:
-        A copy of the table with the column `split`.
+        seed: of the fold assignment: the same one for all runs that are to be compared.
 
     Raises:
         InputError: no such fold, or a class with too few lesions to stand in every part.
@@ -114,24 +110,18 @@ def check_apart(
 
 def hash_pixels(pixels: np.ndarray) -> np.ndarray:
     """Hash each image's pixels: equal images and no others get the same str, (N,)."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).hexdigest() for image in pixels]
-    return np.array(digests, dtype="U32")
+    return np.array([hashlib.md5(image.tobytes()).hexdigest() for image in pixels], dtype="U32")
 
 
 def measure_leak(table: pd.DataFrame, is_test: np.ndarray) -> pd.Series:
     """Measure the share of the test images whose lesion is also outside the test part.
 
-    Args:
-        table: a row per image, with the columns `dx` and `group`.
-        is_test: bool (N,).
-
     Returns:
         Shares, 0 … 1, for "all" images and for each class, the commonest first; nan for a class
         without test images.
     """
-    is_test = np.asarray(is_test)
-    test = table[is_test]
-    is_known = test["group"].isin(table["group"][~is_test])
+    test, others = table[np.asarray(is_test)], table[~np.asarray(is_test)]
+    is_known = test["group"].isin(others["group"])
     by_class = is_known.groupby(test["dx"]).mean().reindex(table["dx"].value_counts().index)
     return pd.concat([pd.Series({"all": is_known.mean()}), by_class])
 
@@ -154,10 +144,6 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
 
     Logistic regression of the categories (ages in steps of ten years, missing values a category of
     their own), classes weighted evenly, fitted to the other folds of whole lesions.
-
-    Args:
-        table: a row per image, with the columns `label` and `group`.
-        columns: those to predict from.
 
     Returns:
         float (N, 7), probabilities in the order of `CLASSES`; 0 for classes that do not occur.
@@ -269,7 +255,6 @@ def _choose_validation(table: pd.DataFrame, seed: int) -> np.ndarray:
         return np.arange(0)  # which _check_parts explains
     candidates = _make_folds(table, folds, seed)
     for rows in candidates:
-        inside, outside = table["dx"].iloc[rows], table["dx"].drop(table.index[rows])
-        if set(inside) == set(outside):
+        if set(table["dx"].iloc[rows]) == set(table["dx"].drop(table.index[rows])):
             return rows
     return candidates[0]

@@ -14,20 +14,16 @@ UNKNOWN = (0.8, 0.8, 0.8)
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Draw the number of images and of lesions of each class."""
-    order = _order_classes(table)
-    counts = {
-        "images": table["dx"].value_counts()[order],
-        "lesions": table.groupby("dx")["group"].nunique()[order],
-    }
+    counts = table["dx"].value_counts()
+    lesions = table.groupby("dx")["group"].nunique()[counts.index]
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    for shift, colour, (name, values) in zip(
-        (-0.2, 0.2), (DARK, MIDDLE), counts.items(), strict=True
-    ):
-        bars = axes.bar(np.arange(len(order)) + shift, values, 0.4, color=colour, label=name)
+    x = np.arange(len(counts))
+    for shift, values, colour in ((-0.2, counts, DARK), (0.2, lesions, MIDDLE)):
+        bars = axes.bar(x + shift, values, 0.4, color=colour)
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
     axes.set(ylabel="count", title="Images and lesions of each class")
-    axes.set_xticks(range(len(order)), order)
-    axes.legend(frameon=False)
+    axes.set_xticks(x, counts.index)
+    axes.legend(["images", "lesions"], frameon=False)
     sns.despine(figure)
     return figure
 
@@ -56,13 +52,7 @@ def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> 
 
 
 def plot_composition(table: pd.DataFrame, column: str, title: str) -> Figure:
-    """Draw what each class is made of: shares of its images, a bar per class.
-
-    Args:
-        table: a row per image, with the column `dx`.
-        column: the one whose values are the parts; "unknown" is drawn in grey.
-        title: of the figure.
-    """
+    """Draw the shares of the values of a column in the images of each class, unknown in grey."""
     order = _order_classes(table)
     values = [value for value in table[column].value_counts().index if value != "unknown"]
     colours = [*sns.color_palette("viridis", len(values)), UNKNOWN]
@@ -154,8 +144,7 @@ def plot_clues(clues: pd.DataFrame, chance: float, title: str) -> Figure:
         chance: the value of a clue that tells nothing.
         title: of the figure.
     """
-    size = 7, 0.5 * len(clues) + 1.3
-    figure, axes = plt.subplots(figsize=size, layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 0.5 * len(clues) + 1.3), layout="constrained")
     ends = [clues["value"] - clues["low"], clues["high"] - clues["value"]]
     axes.errorbar(clues["value"], clues.index, xerr=ends, fmt="o", color=DARK, capsize=4)
     for name, value in clues["value"].items():
