@@ -5,19 +5,18 @@ from importlib.util import find_spec
 
 import keras
 import numpy as np
-import pandas as pd
 import pytest
 from keras import layers
 
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
-from helpers.evaluation.predictions import make_predictions
 from helpers.nets.patient import join_fields
 from helpers.runs import export, folder
 from helpers.training import layers as training_layers
 from helpers.training.fit import BalancedAccuracy
+from tests.units import fake_run
 
-SIZE, CLASSES = (16, 24), ("a", "b", "c")
+SIZE = (16, 24)
 
 
 def make_model(dtype="float32"):
@@ -31,28 +30,16 @@ def make_model(dtype="float32"):
             layers.BatchNormalization(dtype=dtype),
             layers.GlobalAveragePooling2D(dtype=dtype),
             layers.Dropout(0.5, dtype=dtype),
-            layers.Dense(3, activation="softmax", dtype="float32", name="a_b_c"),
+            layers.Dense(2, activation="softmax", dtype="float32", name="a_b"),
         ]
     )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("run")
     model = training_layers.speed_up(make_model("mixed_bfloat16"))
-    model.compile("adam", "sparse_categorical_crossentropy", [BalancedAccuracy(3)])
-    names = ["1", "2", "3"]
-    table = pd.DataFrame({"image_id": names, "lesion_id": names, "group": names, "dx": CLASSES})
-    table = table.assign(label=range(3), split="test", path=__file__)
-    return folder.save_run(
-        run_dir,
-        parameters={"DATA_DIR": ""},
-        model=model,
-        table=table,
-        history=pd.DataFrame({"seconds": [1.0]}, pd.RangeIndex(1, 2, name="epoch")),
-        predictions=make_predictions(table, np.full((3, 3), 1 / 3), CLASSES),
-        scores={},
-    )
+    model.compile("adam", "sparse_categorical_crossentropy", [BalancedAccuracy(2)])
+    return fake_run.save(tmp_path_factory.mktemp("run"), model=model)
 
 
 def needs(to):
@@ -84,7 +71,7 @@ def test_missing_package_unknown_format_and_unfinished_run_are_named(run, tmp_pa
 
 
 def test_export_that_answers_otherwise_is_not_written(run, monkeypatch):
-    monkeypatch.setattr(export, "read_export", lambda path, to: lambda pixels: np.ones(3))
+    monkeypatch.setattr(export, "read_export", lambda path, to: lambda pixels: np.ones(2))
     before = {path for path in run.path.rglob("*") if path.is_file()}
     with pytest.raises(InputError, match=r"not written: its answers differ by up to"):
         export.export_run(run, "savedmodel")
@@ -119,9 +106,6 @@ def test_saved_model_is_keras_own_and_of_both_inputs(run, tmp_path):
     assert not model.compiled
     assert not any(type(layer).__module__.startswith("helpers") for layer in model.layers)
     joined = training_layers.speed_up(join_fields(make_model()))
-    p, history = run.predictions, run.history
-    table = p.table.assign(label=range(3), path=__file__)
-    folder.save_run(tmp_path, parameters={"DATA_DIR": ""}, model=joined, table=table,
-                    history=history, predictions=p, scores={})  # fmt: skip
+    fake_run.save(tmp_path, model=joined)
     saved = keras.models.load_model(tmp_path / "model.keras")
     assert set(saved.input) == set(joined.input)

@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import papermill
 import pytest
@@ -18,18 +17,11 @@ from helpers import __main__ as command_line
 from helpers.data import images, reading
 from helpers.data.files import InputError
 from helpers.runs import execution, folder
+from tests.units.fake_run import make_notebook
 
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
 REFERENCE = json.loads((ROOT / "tests/reference/other_run.json").read_text())
-
-
-def make_notebook(path, *sources):
-    cells = [nbformat.v4.new_code_cell(source) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"]
-    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), path)
-    return str(path)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +38,6 @@ def test_wrong_parameters_stop_before_the_run(tmp_path, capsys, arguments, messa
     assert command_line.main(["run", str(MAIN), str(tmp_path / "run"), *arguments]) == 1
     assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_missing_notebook_is_named(tmp_path, capsys):
-    assert command_line.main(["run", str(tmp_path / "none.ipynb"), str(tmp_path)]) == 1
-    assert "none.ipynb: no such notebook" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -6,18 +6,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
-import nbformat
-import numpy as np
-import pandas as pd
 import pytest
 from distributed import LocalCluster
 
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
-from helpers.evaluation.predictions import make_predictions
-from helpers.runs import execution, experiments, folder
+from helpers.runs import execution, experiments
+from tests.units import fake_run
 
 EXPERIMENTS = Path(__file__).parents[2] / "notebooks/experiments"
 PARAMETERS = """
@@ -56,41 +52,6 @@ note("finished")
 """
 
 
-class FakeModel:
-    """Stands for a Keras model."""
-
-    dtype_policy = SimpleNamespace(name="float32")
-
-    def save(self, path):
-        path.write_bytes(b"weights")
-
-    def count_params(self):
-        return 1
-
-
-def save_run(run_dir):
-    names = ["0", "1"]
-    table = pd.DataFrame({"image_id": names, "lesion_id": names, "group": names, "dx": "a"})
-    table = table.assign(label=0, split=["val", "test"], path=__file__)
-    folder.save_run(
-        run_dir,
-        parameters={"DATA_DIR": ""},
-        model=FakeModel(),
-        table=table,
-        history=pd.DataFrame({"seconds": [1.0]}, pd.RangeIndex(1, 2, name="epoch")),
-        predictions=make_predictions(table, np.array([[0.75, 0.25], [0.5, 0.5]]), ("a", "b")),
-        scores={"test": {}},
-    )
-
-
-def make_notebook(path, *sources):
-    cells = [nbformat.v4.new_code_cell(source.strip()) for source in sources]
-    cells[0].metadata["tags"] = ["parameters"]
-    spec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": spec}), path)
-    return path
-
-
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A folder with a notebook that saves a run after its epochs, without TensorFlow.
@@ -98,8 +59,8 @@ def project(tmp_path, monkeypatch):
     While there is a file `hold` beside the runs, it stays in the epoch that it is in.
     """
     monkeypatch.setenv("SKIN_RUNS_DIR", str(tmp_path / "runs"))
-    make_notebook(tmp_path / "n.ipynb", PARAMETERS, WORK, SAVE)
-    save_run(tmp_path / "saved")
+    fake_run.make_notebook(tmp_path / "n.ipynb", PARAMETERS, WORK, SAVE)
+    fake_run.save(tmp_path / "saved")
     return tmp_path
 
 
@@ -183,7 +144,7 @@ def test_failed_run_and_then_runs_of_other_code_are_made_anew(project, capsys):
     with pytest.raises(InputError, match=r"finished run with RATE 0\.25 instead of 0\.5"):
         execution.execute_experiment(replace(experiment, runs=(changed,)))
 
-    make_notebook(project / "n.ipynb", PARAMETERS, WORK.replace("not FAIL", "True"), SAVE)
+    fake_run.make_notebook(project / "n.ipynb", PARAMETERS, WORK.replace("not FAIL", "True"), SAVE)
     grid = ["grid", str(project / "exp.yaml")]
     assert command_line.main([*grid, "--dry-run"]) == 0
     assert "FOLD=0: outdated: made by other code (" in capsys.readouterr().out

@@ -2,10 +2,8 @@
 
 import json
 import os
-from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 from filelock import FileLock, Timeout
 
@@ -13,65 +11,13 @@ from helpers.data.files import PROJECT, InputError
 from helpers.evaluation.predictions import make_predictions
 from helpers.runs import execution, experiments, folder
 from helpers.runs.code import fingerprint_code
-
-CLASSES = ("a", "b")
-PARAMETERS = {"DATA_DIR": "", "IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28, "PATIENCE": 0}
-
-
-class FakeModel:
-    """Stands for a Keras model of Keras' own layers."""
-
-    layers = ()
-    dtype_policy = SimpleNamespace(name="float32")
-
-    def save(self, path):
-        path.write_bytes(b"weights")
-
-    def count_params(self):
-        return 7
-
-
-def make_table(folder_of_images, ids="000"):
-    folder_of_images.mkdir(parents=True, exist_ok=True)
-    path = folder_of_images / "image.jpg"
-    path.write_bytes(b"pixels")
-    names = [f"{ids}{i}" for i in range(1, 5)]
-    return pd.DataFrame(
-        {
-            "image_id": names,
-            "lesion_id": ["NA", *names[1:]],
-            "group": ["NA", *names[1:]],
-            "dx": ["a", "a", "b", "a"],
-            "label": [0, 0, 1, 0],
-            "split": ["train", "val", "test", "test"],
-            "sex": ["male", "female", "female", "male"],
-            "path": str(path),
-        }
-    )
-
-
-def save(run_dir, parameters=PARAMETERS, ids="000", **more):
-    table = make_table(run_dir / "images", ids)
-    found = np.array([[0.9, 0.1], [0.25, 0.75], [1 / 3, 2 / 3]])
-    history = pd.DataFrame(
-        {"loss": [0.75, 0.5], "seconds": [2.0, 3.0]}, pd.RangeIndex(1, 3, name="epoch")
-    )
-    scores = pd.DataFrame({"value": [0.5, np.nan], "low": 0.25, "high": np.float64(0.75)})
-    scores.index = ["accuracy", "auc"]
-    return folder.save_run(
-        run_dir,
-        parameters=parameters,
-        model=FakeModel(),
-        table=table,
-        history=history,
-        predictions=make_predictions(table[1:], found, CLASSES),
-        scores={"test": scores},
-        more=more,
-    )
+from tests.units.fake_run import CLASSES, PARAMETERS, FakeModel, make_table, save
 
 
 def test_run_is_read_back_as_it_was_saved(tmp_path):
-    run = save(tmp_path)
+    run = save(tmp_path, odd=[np.inf, np.int64(3)])
+    text = (tmp_path / "metrics.json").read_text()
+    assert json.loads(text, parse_constant=pytest.fail)["odd"] == [None, 3]
     assert run.metrics["scores"]["test"]["accuracy"] == {"value": 0.5, "low": 0.25, "high": 0.75}
     assert run.metrics["scores"]["test"]["auc"]["value"] is None
     assert run.metrics["versions"]["keras"]
@@ -100,36 +46,31 @@ def test_more_metrics_join_their_section_and_predictions_their_file(tmp_path):
     assert run.predictions.probabilities[0].tolist() == [0.9, 0.1]
 
 
-@pytest.mark.parametrize("name", ["metrics.json", "history.csv", "predictions.csv", "model.keras"])
-def test_missing_file_is_named(tmp_path, name):
+def delete(path):
+    path.unlink()
+
+
+def shorten(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+@pytest.mark.parametrize(
+    ("name", "harm", "message"),
+    [
+        ("metrics.json", delete, "no finished run: metrics.json missing"),
+        ("history.csv", delete, "no finished run: history.csv missing"),
+        ("model.keras", delete, "no finished run: model.keras missing"),
+        ("predictions.csv", shorten, "predictions.csv differ"),
+        ("metrics.json", shorten, "damaged"),
+    ],
+)
+def test_folder_that_is_not_whole_is_refused_and_can_be_made_anew(tmp_path, name, harm, message):
     save(tmp_path)
-    (tmp_path / name).unlink()
-    with pytest.raises(InputError, match=rf"no finished run: {name} missing"):
-        folder.load_run(tmp_path)
-
-
-def test_files_of_two_runs_are_refused(tmp_path):
-    save(tmp_path)
-    path = tmp_path / "predictions.csv"
-    path.write_text(path.read_text().replace("0.25", "0.26"))
-    with pytest.raises(InputError, match=r"predictions.csv differ"):
-        folder.load_run(tmp_path)
-
-
-def test_damaged_metrics_are_refused_and_replaced_by_a_new_run(tmp_path):
-    save(tmp_path)
-    path = tmp_path / "metrics.json"
-    path.write_text(path.read_text()[:50])
-    with pytest.raises(InputError, match="damaged"):
+    harm(tmp_path / name)
+    with pytest.raises(InputError, match=message):
         folder.load_run(tmp_path)
     save(folder.open_run({"RUN_DIR": str(tmp_path), **PARAMETERS}))
     assert folder.load_run(tmp_path)
-
-
-def test_metrics_are_valid_json_without_nan(tmp_path):
-    save(tmp_path, odd=[np.inf, np.int64(3)])
-    text = (tmp_path / "metrics.json").read_text()
-    assert json.loads(text, parse_constant=pytest.fail)["odd"] == [None, 3]
 
 
 def test_older_run_leaves_nothing_beside_the_new_one(tmp_path):
@@ -253,12 +194,13 @@ def test_choices_are_checked_and_open_where_the_model_decides():
 
 
 def test_fingerprint_of_the_data_changes_with_labels_split_and_files(tmp_path):
-    table = make_table(tmp_path)
-    marks = [folder.fingerprint_data(table), folder.fingerprint_data(table.assign(label=1))]
-    marks.append(folder.fingerprint_data(table.assign(split="test")))
-    (tmp_path / "image.jpg").write_bytes(b"other pixels")
-    marks.append(folder.fingerprint_data(table))
-    assert len(set(marks)) == 4
+    path = tmp_path / "image.jpg"
+    path.write_bytes(b"pixels")
+    table = make_table(path)
+    changed = [table, table.assign(label=1), table.assign(split="test")]
+    marks = [folder.fingerprint_data(each) for each in changed]
+    path.write_bytes(b"other pixels")
+    assert len({*marks, folder.fingerprint_data(table)}) == 4
 
 
 def test_folds_are_joined_and_belong_together(tmp_path):
