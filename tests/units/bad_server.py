@@ -67,7 +67,7 @@ class BadServer(ThreadingHTTPServer):
         self.server_close()
 
     def handle_error(self, *_: object) -> None:
-        """Stay silent where the client went away: a test kills it."""
+        """Stay silent where the client went away."""
 
 
 class BadHandler(BaseHTTPRequestHandler):

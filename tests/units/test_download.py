@@ -147,9 +147,7 @@ def test_second_run_asks_nothing_and_the_test_can_be_added_later(server, fetch):
         ([Fault("cut", share / 10) for share in (2, 4, 6, 8)], [200, 206, 206, 206, 206], [1] * 4),
         ([Fault("status", status=503)] * 2, [503, 503, 200], [1, 2]),
         ([Fault("status", status=429, headers={"Retry-After": "7"})], [429, 200], [7]),
-        ([Fault("status", status=429, headers={"Retry-After": "soon"})], [429, 200], [1]),
     ],
-    ids=["expired link", "expired resume", "breaks often", "busy", "asks for 7 s", "nonsense"],
 )
 def test_what_passes_is_tried_again(server, folder, fetch, waits, faults, statuses, waited):
     server.faults[PART_1] = faults
@@ -161,23 +159,15 @@ def test_what_passes_is_tried_again(server, folder, fetch, waits, faults, status
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_only_what_is_missing_is_fetched_again(server, folder, fetch, capsys, ranges):
-    server.ranges = ranges
-    server.faults[PART_1] = [Fault("cut", 0.37)]
+    server.ranges, server.faults[PART_1] = ranges, [Fault("cut", 0.37)]
     assert fetch() == 0
     check_images(folder)
     _, second = server.find_requests(PART_1)
     assert second.range == f"bytes={KEPT}-"
     assert (second.status, second.sent) == ((206, SIZE - KEPT) if ranges else (200, SIZE))
-    said = capsys.readouterr()
-    assert "the connection broke" in said.err
-    assert "secret" not in said.out + said.err, "signed links belong in no log"
-
-
-def test_a_server_that_falls_silent(server, folder, fetch, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT_S", (5, 0.2))
-    server.faults[PART_1] = [Fault("stall", 0.5)]
-    assert fetch() == 0
-    check_images(folder)
+    said = "".join(capsys.readouterr())
+    assert "the connection broke" in said
+    assert "secret" not in said, "signed links belong in no log"
 
 
 @pytest.mark.parametrize(
@@ -187,7 +177,6 @@ def test_a_server_that_falls_silent(server, folder, fetch, monkeypatch):
         ([Fault("status", status=429, headers={"Retry-After": "3600"})], [], "3600 s.*resumes"),
         ([Fault("wrong")], [], f"{hashlib.md5(CONTENTS[PART_1]).hexdigest()}.* thrown away"),
     ],
-    ids=["nothing comes", "busy for an hour", "wrong bytes"],
 )
 def test_a_server_is_given_up_and_what_is_right_is_kept(
     server, folder, fetch, waits, faults, waited, said
@@ -279,31 +268,31 @@ test_download.call({str(folder)!r}, "--base-url", {server.url!r})
     assert (last.range, last.status, last.sent) == (f"bytes={kept}-", 206, SIZE - kept)
 
 
-@pytest.mark.parametrize("moment", ["checking", "unpacking", "naming"])  # by Ctrl-C; a full disk
-def test_a_stop_after_the_transfer_leaves_nothing_half_done(
-    server, folder, fetch, monkeypatch, moment
-):
-    file_digest = hashlib.file_digest
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    def stop_at(what, *rest):
-        if moment == "unpacking":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        if moment == "naming" and what.is_dir():
-            raise KeyboardInterrupt
-        if moment == "naming":
-            return what.replace(*rest)
-        if "images_part_1" in what.name:
-            raise KeyboardInterrupt
-        return file_digest(what, *rest)
+
+@pytest.mark.parametrize(
+    ("owner", "name", "error", "seen"),
+    [
+        (hashlib, "file_digest", KeyboardInterrupt, KeyboardInterrupt),
+        (zipfile.ZipFile, "extractall", FULL, InputError),
+        (Path, "rename", KeyboardInterrupt, KeyboardInterrupt),
+    ],
+)
+def test_a_stop_after_the_transfer_leaves_nothing_half_done(
+    server, folder, fetch, monkeypatch, owner, name, error, seen
+):
+    real = getattr(owner, name)
+
+    def stop(what, *rest):
+        is_first = name == "extractall" or "images_part_1" in what.name
+        if is_first and (name != "rename" or what.is_dir()):
+            raise error
+        return real(what, *rest)
 
     with monkeypatch.context() as patch:
-        if moment == "checking":
-            patch.setattr(hashlib, "file_digest", stop_at)
-        elif moment == "unpacking":
-            patch.setattr(zipfile.ZipFile, "extractall", stop_at)
-        else:
-            patch.setattr(Path, "rename", stop_at)
-        with pytest.raises((KeyboardInterrupt, InputError), match=r"No space left on device|^$"):
+        patch.setattr(owner, name, stop)
+        with pytest.raises(seen):
             fetch()
     assert not (folder / "HAM10000_images_part_1").exists()
     assert fetch() == 0
@@ -315,12 +304,11 @@ def test_a_stop_after_the_transfer_leaves_nothing_half_done(
 def kaggle(tmp_path, monkeypatch):
     """A stand-in for kagglehub; the folder is its copy, with every image twice."""
     copy = tmp_path / "cache"
-    for prefix in ("HAM", "ham"):
-        for part, number in (("1", PART_1), ("2", PART_2)):
-            images = copy / f"{prefix}10000_images_part_{part}"
-            images.mkdir(parents=True)
+    for folder, number in (("HAM10000_images_part_1", PART_1), ("HAM10000_images_part_2", PART_2)):
+        for place in (copy / folder, copy / "again" / folder):
+            place.mkdir(parents=True)
             for name in IMAGES[number]:
-                (images / name).write_bytes(name.encode())
+                (place / name).write_bytes(name.encode())
     (copy / TABLE).write_bytes(b"lesion_id,image_id\n")
     module = types.SimpleNamespace(dataset_download=lambda handle: str(copy))
     monkeypatch.setitem(sys.modules, "kagglehub", module)

@@ -77,22 +77,14 @@ def test_fold_that_does_not_exist_is_an_error(fold, folds):
 
 def test_split_that_came_with_the_data_is_kept_and_has_one_fold():
     table = splits.split_by_lesion(make_table([30, 30], 0), 3)
-    assert splits.split_by_lesion(table, 0).equals(table)
+    assert splits.split_by_lesion(table).equals(table)
     with pytest.raises(InputError, match="set FOLD to 0"):
         splits.split_by_lesion(table, 3)
-
-
-def test_validation_is_taken_from_train_where_the_data_has_none():
-    table = make_table([30, 30], 0)
-    table["split"] = splits.split_by_lesion(table)["split"].replace("val", "train")
-    split = splits.split_by_lesion(table)
-    assert (split["split"] == "test").equals(table["split"] == "test")
-    assert (split.groupby("group")["split"].nunique() == 1).all()
-    assert 0.1 < (split["split"] == "val").mean() < 0.25
-
-
-def test_class_missing_from_a_part_is_named():
-    table = splits.split_by_lesion(make_table([30, 30], 0))
+    without = table.assign(split=table["split"].replace("val", "train"))
+    split = splits.split_by_lesion(without)["split"]
+    assert (split == "test").equals(table["split"] == "test")
+    assert (split.groupby(table["group"]).nunique() == 1).all()
+    assert 0.1 < (split == "val").mean() < 0.25, "validation is taken from train where it lacks"
     table.loc[(table["dx"] == "akiec") & (table["split"] == "val"), "split"] = "train"
     with pytest.raises(InputError, match="akiec is in val"):
         splits.split_by_lesion(table)
