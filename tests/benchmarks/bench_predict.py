@@ -1,64 +1,51 @@
-"""How many images a second helpers.predict answers, beside decoding and model.predict alone.
+"""Images a second that `predict` answers, beside decoding and model.predict alone, by hand.
 
-Run by hand: python tests/benchmarks/bench_predict.py RUN_DIR FOLDER [--rounds 5]
+python tests/benchmarks/bench_predict.py RUN_DIR FOLDER [ROUNDS]
+
 All three are timed in turn in every round, so that other work on the machine slows down all. What
 decoding and the net allow is taken to be one after the other: on a processor both want all cores.
-The reading of novelty.npz, the loading of the nets and one warming call are not counted.
+The loading of the nets and one warming call are not counted.
 """
 
-import argparse
-import statistics
+import sys
 import time
 
 import numpy as np
 
 from helpers.data import images
-from helpers.runs import predict
-from helpers.runs.folder import load_run
+from helpers.runs import folder, own_images, predict
 
 
-def time_call(function, *arguments, **options):
-    """Give the seconds of a call and its result."""
-    start = time.perf_counter()
-    result = function(*arguments, **options)
-    return time.perf_counter() - start, result
+def main(run_dir: str, image_dir: str, rounds: int) -> None:
+    """Time the three in turn and print medians."""
+    run = folder.load_run(run_dir)
+    classifier, model = predict.load_classifier([run]), folder.load_model(run)
+    paths, _ = own_images.find_images([image_dir])
+    size = classifier.size
 
+    def decode():
+        return np.stack([decoding.result() for decoding in images.decode_images(paths, size)])
 
-def decode(paths, size):
-    return np.stack([decoding.result() for decoding in images.decode_images(paths, size)])
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run_dir")
-    parser.add_argument("folder")
-    parser.add_argument("--rounds", type=int, default=5)
-    options = parser.parse_args()
-    classifier = predict.load_classifier([load_run(options.run_dir)])
-    paths = predict.find_images([options.folder])
-    model, size = classifier.members[0].model, classifier.size
-    print(f"{len(paths)} images to {size[0]}x{size[1]}, {options.rounds} rounds")
-
-    pixels = decode(paths, size)
-    model.predict(pixels, batch_size=predict.BATCH, verbose=0)
-    predict.predict_images(classifier, paths)
-    seconds = {"decoding": [], "model.predict": [], "helpers.predict": []}
-    for _ in range(options.rounds):
-        seconds["decoding"].append(time_call(decode, paths, size)[0])
-        spent, _ = time_call(model.predict, pixels, batch_size=predict.BATCH, verbose=0)
-        seconds["model.predict"].append(spent)
-        seconds["helpers.predict"].append(time_call(predict.predict_images, classifier, paths)[0])
+    pixels = decode()
+    timed = {
+        "decoding": decode,
+        "model.predict": lambda: model.predict(pixels, batch_size=predict.BATCH, verbose=0),
+        "predict": lambda: predict.predict_images(classifier, paths),
+    }
+    seconds = {name: [] for name in timed}
+    for number in range(rounds + 1):  # the first round builds and warms up
+        for name, call in timed.items():
+            start = time.perf_counter()
+            call()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    print(f"{len(paths)} images to {size[0]}x{size[1]}, {rounds} rounds")
     for name, values in seconds.items():
-        print(f"{name:<16} {len(paths) / statistics.median(values):8.0f} images/s (median)")
-    ratios = [
-        (decoding + predicting) / both
-        for decoding, predicting, both in zip(*seconds.values(), strict=True)
-    ]
-    print(
-        f"ratio            {statistics.median(ratios):8.2f} of what decoding and model.predict "
-        f"allow (rounds {min(ratios):.2f} to {max(ratios):.2f})"
-    )
+        print(f"{name:<14} {len(paths) / np.median(values):8.0f} images/s (median)")
+    decoding, predicting, both = map(np.array, seconds.values())
+    ratios = (decoding + predicting) / both
+    print(f"predict reaches {np.median(ratios):.2f} of what the two allow, one after the other")
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:3], int(sys.argv[3]) if len(sys.argv) > 3 else 5)
