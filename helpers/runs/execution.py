@@ -105,15 +105,45 @@ def find_run(run_dir: str | Path = "", image_only: bool = False) -> Run:
     Without one: that which the environment variable LAST_RUN names, else the last finished one
     below runs/, else the first one of the sample's experiment, executed now.
     """
-    if named := run_dir or os.environ.get("LAST_RUN", ""):
-        return folder.load_run(named, image_only)
-    found = folder.resolve_run("runs").rglob(folder.METRICS)
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        if folder.peek_run(path.parent):
-            return folder.load_run(path.parent, image_only)
+    if path := run_dir or _find_last_run():
+        return folder.load_run(path, image_only)
     first = experiments.read_experiment(SAMPLE).runs[0]
     execute_notebook(first.notebook, first.path, first.parameters)
     return folder.load_run(first.path, image_only)
+
+
+def _find_last_run() -> str | Path | None:
+    if named := os.environ.get("LAST_RUN"):
+        return named
+    paths = folder.resolve_run("runs").rglob(folder.METRICS)
+    found = {path.parent: path.stat().st_mtime for path in paths}
+    newest = sorted(found, key=found.get, reverse=True)
+    return next((path for path in newest if folder.peek_run(path)), None)
+
+
+def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Run]]:
+    """Find finished runs that belong together.
+
+    Args:
+        where: an experiment's YAML file, or a folder of runs; "": the folder in which the last
+            finished run lies or, where none is finished, the sample's experiment, executed now.
+
+    Returns:
+        The folder; its finished runs; what became of the others, if an experiment names them, as
+        of `experiments.load_runs`; its ensembles of folds.
+    """
+    if not where and (last := _find_last_run()):
+        where = folder.resolve_run(last).parent
+    if not where or str(where).endswith((".yaml", ".yml")):
+        experiment = experiments.read_experiment(where or SAMPLE)
+        if not where:
+            execute_experiment(experiment)
+        finished, others = experiments.load_runs(experiment)
+        return experiment.folder, finished, others, experiments.join_experiment(experiment)
+    place = folder.resolve_run(where)
+    found = [folder.peek_run(path.parent) for path in sorted(place.glob(f"*/{folder.METRICS}"))]
+    joined = [run for run in found if run and "members" in run.metrics]
+    return place, [run for run in found if run and "members" not in run.metrics], {}, joined
 
 
 def execute_experiment(
