@@ -117,8 +117,10 @@ def _find_last_run() -> str | Path | None:
         return named
     paths = folder.resolve_run("runs").rglob(folder.METRICS)
     found = {path.parent: path.stat().st_mtime for path in paths}
-    newest = sorted(found, key=found.get, reverse=True)
-    return next((path for path in newest if folder.peek_run(path)), None)
+    for path in sorted(found, key=found.get, reverse=True):
+        if (run := folder.peek_run(path)) and "members" not in run.metrics:  # no ensemble
+            return path
+    return None
 
 
 def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Run]]:
