@@ -193,11 +193,14 @@ def save_run(
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
-    if layers := sys.modules.get("helpers.training.layers"):
-        plain = layers.to_keras(model)  # and without optimizer, loss and metrics
+    saved, keras = model, sys.modules.get("keras")
+    if keras and isinstance(model, keras.Model):
+        from helpers.training.layers import to_keras
+
+        plain = to_keras(model)  # and, as a new Model, without optimizer, loss and metrics
         given = plain.input if len(plain.inputs) > 1 else plain.inputs[0]
-        plain = sys.modules["keras"].Model(given, plain.outputs[0], name=model.name)
-    replace_file(run_dir / MODEL, (plain if layers else model).save)
+        saved = keras.Model(given, plain.outputs[0], name=model.name)
+    replace_file(run_dir / MODEL, saved.save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
         replace_file(run_dir / files[-1], partial(more.pop(name).table.to_csv, index=False))
