@@ -16,7 +16,6 @@ from scipy.stats import t as student
 
 from helpers.data.files import InputError, raise_problems, replace_file, resolve_path
 from helpers.data.images import read_image
-from helpers.evaluation.predictions import Predictions
 
 VERDICT = "heat_verdict.json"
 BATCH = 32
@@ -27,40 +26,41 @@ UNRELATED = 0.5  # rank correlation below which the map of a randomised net is a
 OPACITY = 0.6  # how much of the colour covers the image where the heat is 1
 
 
-def choose_cases(p: Predictions) -> pd.DataFrame:
-    """Choose a right, a wrong and an unsure case of each class.
+def compute_grad_cam(
+    model: keras.Model, pixels: np.ndarray, classes: np.ndarray, layer: str = ""
+) -> np.ndarray:
+    """Compute Grad-CAM, place by place: where the feature maps of a layer speak for a class.
+
+    The maps times the gradient of the class's logit with respect to them, summed over the maps;
+    what is negative becomes zero. That is HiResCAM (Draelos & Carin, Use HiResCAM instead of
+    Grad-CAM for faithful explanations of convolutional neural networks, arXiv:2011.08891, 2020).
+    Grad-CAM itself (Selvaraju et al., ICCV 2017) takes the gradient's mean over the image: on maps
+    of an earlier, finer layer its heat fell on HAM10000's lesions no more than by their area.
+
+    The logit is what goes into the softmax: the gradient of the probability vanishes where the net
+    is sure. A float32 copy of the net is taken, since float16 may round gradients to zero.
+
+    Args:
+        model: a Sequential or Functional net, perhaps with others nested in it, that ends in a
+            Dense, Activation or Softmax.
+        pixels: uint8 (N, height, width, 3), as the net takes them.
+        classes: int (N,), the class to explain for each image.
+        layer: name of the layer whose maps are used; "": the last one whose maps have at least
+            `FINEST` of the image's sides, else the first one after a convolution.
 
     Returns:
-        A row per class code with the positions of the surest right answer (`right`), of the surest
-        wrong one (`wrong`) and of the image, other than those, whose answer is the least sure
-        (`unsure`); missing (pandas.NA) where there is none.
+        float32 (N, h, w), each map divided by its maximum, 0 … 1; zero everywhere where nothing
+        speaks for the class. h and w are the layer's.
     """
-    surety, rows = p.probabilities.max(axis=1), []
-    for k in range(len(p.classes)):
-        order = np.argsort(-surety, kind="stable")
-        order = order[p.labels[order] == k]
-        right = order[p.answers[order] == k][:1]
-        wrong = order[p.answers[order] != k][:1]
-        rest = order[~np.isin(order, [*right, *wrong])][-1:]
-        rows.append([found[0] if len(found) else pd.NA for found in (right, wrong, rest)])
-    names = ["right", "wrong", "unsure"]
-    return pd.DataFrame(rows, list(p.classes), names, dtype="Int64")
-
-
-def compute_grad_cam(
-    model: keras.Model, pixels: np.ndarray, classes: np.ndarray, layer: str = "", mode="cam"
-) -> np.ndarray:
-    """Compute Grad-CAM."""
     classes = np.asarray(classes)
-    if len(pixels) != len(classes):
-        raise ValueError(f"{len(pixels)} images but {len(classes)} classes: wanted is one each")
+    outside = classes[(classes < 0) | (classes >= model.output_shape[-1])]
+    if len(pixels) != len(classes) or len(outside):
+        has = f"{len(pixels)} images, {model.output_shape[-1]} classes"
+        raise ValueError(f"classes {list(classes)}: the net and the pixels have {has}")
     net = _make_logit_model(model)
     target = _find_map_layer(net, pixels[:1], layer)
     starts = range(0, len(pixels), BATCH)
-    heat = [
-        _weigh_maps(net, target, pixels[i : i + BATCH], classes[i : i + BATCH], mode)
-        for i in starts
-    ]
+    heat = [_weigh_maps(net, target, pixels[i : i + BATCH], classes[i : i + BATCH]) for i in starts]
     return scale_heat(np.concatenate(heat))
 
 
@@ -69,9 +69,8 @@ def compute_occlusion(
 ) -> np.ndarray:
     """Compute occlusion sensitivity: how the probability falls where a square hides the image.
 
-    Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, with one
-    change: the square is not grey but of the median colour of the image's frame (an eighth of
-    each side), which is mostly skin: a grey square on skin would be a new object.
+    Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, but the square
+    is not grey, a new object on skin: it has the median colour of the image's frame, mostly skin.
 
     Args:
         model: takes uint8 (N, height, width, 3) and gives probabilities (N, K).
@@ -81,8 +80,8 @@ def compute_occlusion(
         stride: pixels from one square to the next, 1 … patch.
 
     Returns:
-        float32 (height, width): by how much the probability falls, on average over the squares
-        that hide the pixel, -1 … 1; below zero where hiding it makes the class more probable.
+        float32 (height, width), -1 … 1: by how much the probability falls, on average over the
+        squares that hide the pixel.
     """
     height, width = image.shape[:2]
     if not 1 <= stride <= patch <= min(height, width):
@@ -117,24 +116,17 @@ def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     Args:
         image: uint8 (height, width, 3), of any size.
         heat: (h, w), 0 … 1; stretched over the whole image by bilinear interpolation.
-
-    Returns:
-        uint8 (height, width, 3).
     """
     heat = np.clip(resize_heat(heat, image.shape[:2]), 0, 1)
     cover = OPACITY * heat[..., None]
-    return np.rint(cover * colormaps["plasma"](heat)[..., :3] * 255 + (1 - cover) * image).astype(
-        np.uint8
-    )
+    mixed = cover * colormaps["plasma"](heat)[..., :3] * 255 + (1 - cover) * image
+    return np.rint(mixed).astype(np.uint8)
 
 
 def correlate_heat(first: np.ndarray, second: np.ndarray) -> float:
-    """Compute Spearman's rank correlation of two maps, as Adebayo et al. (NeurIPS 2018) do.
+    """Compute Spearman's rank correlation of two maps; nan where one is the same everywhere.
 
     Of maps of two sizes the larger one is averaged over the smaller one's pixels.
-
-    Returns:
-        -1 … 1; nan where a map is the same everywhere.
     """
     size = np.minimum(np.shape(first), np.shape(second))
     maps = [resize_heat(heat, size).ravel() for heat in (first, second)]
@@ -144,14 +136,10 @@ def correlate_heat(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def read_outlines(folder: str | os.PathLike, image_ids: Iterable[str]) -> list[np.ndarray]:
-    """Read the outlines of lesions, as Tschandl et al. published them for HAM10000.
+    """Read the outlines of lesions, bool (h, w), True on the lesion.
 
-    Args:
-        folder: holds `<image_id>_segmentation.png`, white on the lesion.
-        image_ids: N images, each of which must have one.
-
-    Returns:
-        N times bool (h, w), True on the lesion.
+    The folder holds a `<image_id>_segmentation.png` for each image, white on the lesion, as
+    Tschandl et al. published them for HAM10000.
     """
     outlines, problems = [], []
     for image_id in image_ids:
@@ -165,28 +153,21 @@ def read_outlines(folder: str | os.PathLike, image_ids: Iterable[str]) -> list[n
 
 
 def draw_ellipse(side: int = 240) -> np.ndarray:
-    """Draw what stands for an outline where there is none: the middle, 34.9 % of the image.
+    """Draw what stands for an outline where there is none, bool (side, side), for any image.
 
-    HAM10000's photographs are centred on the lesion.
-
-    Returns:
-        bool (side, side), to be stretched over the image.
+    HAM10000's photographs are centred on the lesion. The ellipse covers 34.9 % of the image.
     """
     offset = (np.arange(side) + 0.5) / side - 0.5
     return np.hypot(offset[:, None], offset) <= ELLIPSE
 
 
 def measure_on_lesion(heat: np.ndarray, outline: np.ndarray) -> dict[str, float]:
-    """Measure how much of the heat lies on the lesion.
-
-    Args:
-        heat: (h, w), at least zero; stretched over the outline by bilinear interpolation.
-        outline: bool (height, width).
+    """Measure how much of the heat (h, w), stretched over the outline, lies inside.
 
     Returns:
-        share of the heat that lies inside; area, the outline's share of the image, which is what
-        uniform heat would have; peak, 1 where the hottest place lies inside, else 0 (the pointing
-        game of Zhang et al., ECCV 2016). Without heat share and peak are nan.
+        share of the heat; area, the outline's share of the image, which is what uniform heat would
+        have; peak, 1 where the hottest place lies inside, else 0 (the pointing game of Zhang et
+        al., ECCV 2016). Without heat share and peak are nan.
     """
     heat = resize_heat(heat, outline.shape).astype(float)
     if (total := heat.sum()) <= 0:
@@ -206,9 +187,9 @@ def judge_heat(measured: pd.DataFrame, groups: Iterable) -> pd.DataFrame:
         groups: the lesion of each image; several images of one count once.
 
     Returns:
-        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed:
-        randomised is surely below `UNRELATED`, the others are surely above 0; missing where there
-        are fewer than `FEWEST_LESIONS`.
+        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed: high
+        of randomised is below `UNRELATED`, low of the others above 0; missing where there are
+        fewer than `FEWEST_LESIONS`.
     """
     by_lesion = measured.groupby(np.asarray(groups)).mean()
     table = pd.DataFrame({"lesions": by_lesion.count(), "value": by_lesion.mean()})
@@ -245,29 +226,23 @@ def read_verdict(run) -> str:
 
 
 def randomise_weights(model: keras.Model, seed: int, count: int | None = None) -> keras.Model:
-    """Copy a net and start the weights of its last layers anew, for the sanity check.
+    """Copy a net whose last layers forget what they learned: their weights are shuffled.
 
-    Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018: a map that stays the same when
-    the net forgets what it learned does not show what it learned.
+    The sanity check of Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018: a map that
+    stays the same when the net forgets does not show what it learned.
 
     Args:
         model: a Sequential or Functional net; it stays as it is.
-        seed: the same seed gives the same weights, drawn by each layer's own initialisers.
+        seed: of the shuffling.
         count: how many of `list_weighted_layers` forget, counted from the output; None: all.
     """
-    weighted = len(list_weighted_layers(model))
-    count = weighted if count is None else count
-    if not 0 <= count <= weighted:
-        raise ValueError(f"count is {count}: this net has {weighted} layers with weights")
-    rng = np.random.default_rng(seed)
-
-    def rebuild(layer, config):
-        for name, value in config.items():
-            if name.endswith("initializer") and "seed" in (value or {}).get("config", {}):
-                value["config"]["seed"] = int(rng.integers(2**31))
-        return layer.__class__.from_config(config)
-
-    return _copy_model(model, rebuild, kept=weighted - count)
+    copy, rng = _copy_model(model), np.random.default_rng(seed)
+    weighted = [layer for layer in _list_operations(copy) if getattr(layer, "weights", None)]
+    if not 0 <= (count := len(weighted) if count is None else count) <= len(weighted):
+        raise ValueError(f"count is {count}: this net has {len(weighted)} layers with weights")
+    for layer in weighted[len(weighted) - count :]:
+        layer.set_weights([rng.permuted(w.ravel()).reshape(w.shape) for w in layer.get_weights()])
+    return copy
 
 
 def list_weighted_layers(model: keras.Model) -> list[str]:
@@ -278,24 +253,20 @@ def list_weighted_layers(model: keras.Model) -> list[str]:
 def _list_operations(model: keras.Model) -> Iterator[keras.Operation]:
     """Walk through all that computes: layers, and operations such as the sum of two tensors."""
     for node in getattr(model, "operations", model.layers):
-        if isinstance(node, keras.Model):
-            yield from _list_operations(node)
-        else:
-            yield node
+        yield from _list_operations(node) if isinstance(node, keras.Model) else [node]
 
 
-def _copy_model(model: keras.Model, rebuild: Callable, kept: int) -> keras.Model:
-    """Build a net anew, those nested in it too; the first `kept` layers keep their weights."""
+def _copy_model(model: keras.Model, change: Callable = lambda layer, config: None) -> keras.Model:
+    """Build a net anew, those nested in it too; `change` may edit a config or return a layer."""
 
     def clone(node):
-        is_layer = isinstance(node, layers.Layer)  # else an operation, which has no weights
-        return rebuild(node, node.get_config()) if is_layer else node
+        if not isinstance(node, layers.Layer):  # an operation, which has no weights
+            return node
+        config = node.get_config()
+        return change(node, config) or node.__class__.from_config(config)
 
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    pairs = zip(_list_operations(model), _list_operations(copy), strict=True)
-    weighted = [(old, new) for old, new in pairs if getattr(old, "weights", None)]
-    for old, new in weighted[:kept]:
-        new.set_weights(old.get_weights())
+    copy.set_weights(model.get_weights())
     return copy
 
 
@@ -306,15 +277,15 @@ def _make_logit_model(model: keras.Model) -> keras.Model:
         end = f"{last.name} ({type(last).__name__})"
         raise ValueError(f"the net ends in {end}, wanted is a Dense, Activation or Softmax")
 
-    def rebuild(layer, config):
+    def change(layer, config):
         config["dtype"] = "float32"
         if layer is last and isinstance(layer, layers.Softmax):
             return layers.Lambda(lambda logits: logits, name=layer.name)  # takes a mask, too
         if layer is last:
             config["activation"] = "linear"
-        return layer.__class__.from_config(config)
+        return None
 
-    return _copy_model(model, rebuild, kept=len(list_weighted_layers(model)))
+    return _copy_model(model, change)
 
 
 def _find_map_layer(net: keras.Model, pixels: np.ndarray, name: str) -> keras.Operation:
@@ -331,10 +302,11 @@ def _find_map_layer(net: keras.Model, pixels: np.ndarray, name: str) -> keras.Op
         have = f"choose {', '.join(found)}" if found else "the net has none of several pixels"
         raise ValueError(f"no maps in a layer {name!r}: {have}")
     fine = [layer for layer, side in found.values() if side >= FINEST]
-    return found[name][0] if name else fine[-1] if fine else next(iter(found.values()))[0]
+    return found[name][0] if name else (fine or [layer for layer, _ in found.values()][:1])[-1]
 
 
-def _weigh_maps(net, layer, pixels: np.ndarray, classes: np.ndarray, mode) -> np.ndarray:
+def _weigh_maps(net, layer, pixels: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """Sum a layer's maps times the gradients of the logits: float32 (N, h, w)."""
     maps = []
     with tf.GradientTape(watch_accessed_variables=False) as tape:
 
@@ -345,14 +317,7 @@ def _weigh_maps(net, layer, pixels: np.ndarray, classes: np.ndarray, mode) -> np
         with _watch_outputs([layer], note):
             logits = net(pixels, training=False)
         chosen = tf.gather(logits, classes, batch_dims=1)
-    g = tape.gradient(chosen, maps[-1])
-    if mode == "cam":
-        weights = tf.reduce_mean(g, axis=(1, 2))
-        return tf.einsum("nhwk,nk->nhw", maps[-1], weights).numpy()
-    if mode == "hires":
-        return tf.reduce_sum(g * maps[-1], -1).numpy()
-    if mode == "layer":
-        return tf.reduce_sum(tf.nn.relu(g) * maps[-1], -1).numpy()
+    return tf.reduce_sum(maps[-1] * tape.gradient(chosen, maps[-1]), axis=-1).numpy()
 
 
 @contextmanager
@@ -379,7 +344,7 @@ def _watch_outputs(watched: Iterable, note: Callable) -> Iterator[None]:
 
 
 def resize_heat(heat: np.ndarray, size) -> np.ndarray:
-    """Resize a map to float32 (height, width): bilinear, but area averages where a side shrinks."""
+    """Resize a map to float32 (height, width): bilinear, but averaged where a side shrinks."""
     heat, (height, width) = np.asarray(heat, dtype=np.float32), map(int, size)
     smaller = (min(width, heat.shape[1]), min(height, heat.shape[0]))
     heat = cv2.resize(heat, smaller, interpolation=cv2.INTER_AREA)

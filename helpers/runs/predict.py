@@ -189,6 +189,26 @@ def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -
     return table
 
 
+def answer_pixels(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return probabilities (N, K) and novelty (N,) of a batch, averaged over nets and views."""
+    from helpers.training.batches import list_views, turn_images
+
+    turned = [turn_images(pixels, v) for v in list_views(classifier.views, pixels.shape[1:3])]
+    probabilities, distances = [], []
+    for reader, temperature in zip(classifier.readers, classifier.temperatures, strict=True):
+        features, found = novelty.read_features(reader, np.concatenate(turned))
+        p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
+        found = calibration.apply_temperature(p, temperature).probabilities
+        probabilities.append(found.reshape(len(turned), *found[: len(pixels)].shape).mean(axis=0))
+        distance = np.full(len(pixels), np.nan)
+        if classifier.detectors:
+            detector = classifier.detectors[len(distances)]
+            border = detector.choose_threshold(classifier.false_alarm_rate)
+            distance = detector.measure(pixels, features[: len(pixels)]) / border
+        distances.append(distance)
+    return np.mean(probabilities, axis=0), np.mean(distances, axis=0)
+
+
 def describe_answers(classifier: Classifier, table: pd.DataFrame) -> str:
     """Say how many files were answered, how, and what the rules for it were."""
     answered, nets = table[table["problem"] == ""], len(classifier.runs)
@@ -296,30 +316,3 @@ def _read_batches(
             rows, pixels = [], []
     if rows:
         yield rows, np.stack(pixels)
-
-
-def answer_pixels(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (N, K) and novelty (N,) of a batch, averaged over nets and views."""
-    from helpers.training.batches import list_views, turn_images
-
-    turned = [turn_images(pixels, v) for v in list_views(classifier.views, pixels.shape[1:3])]
-    probabilities, distances = [], [np.full(len(pixels), np.nan)] * (not classifier.detectors)
-    for i, (reader, temperature) in enumerate(
-        zip(classifier.readers, classifier.temperatures, strict=True)
-    ):
-        features, found = novelty.read_features(reader, np.concatenate(turned))
-        p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
-        found = calibration.apply_temperature(p, temperature).probabilities
-        probabilities.append(found.reshape(len(turned), *found[: len(pixels)].shape).mean(axis=0))
-        if classifier.detectors:
-            detector = classifier.detectors[i]
-            border = detector.choose_threshold(classifier.false_alarm_rate)
-            distances.append(detector.measure(pixels, features[: len(pixels)]) / border)
-    return np.mean(probabilities, axis=0), np.mean(distances, axis=0)
-
-
-def main(arguments=None) -> int:  # until helpers/__main__.py calls the two above
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="python -m helpers predict", description=__doc__)
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
