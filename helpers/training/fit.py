@@ -41,6 +41,7 @@ def set_up(
     if precision not in PRECISIONS:
         raise ValueError(f"PRECISION is {precision!r}: choose one of {', '.join(PRECISIONS)}")
     keras.utils.set_random_seed(seed)
+    keras.config.set_image_data_format("channels_last")  # whatever keras.json says
     tf.config.experimental.enable_op_determinism()
     gpus = tf.config.list_physical_devices("GPU")
     if precision == "auto":
