@@ -193,14 +193,11 @@ def save_run(
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
-    saved, keras = model, sys.modules.get("keras")
-    if keras and isinstance(model, keras.Model):
+    if isinstance(model, getattr(sys.modules.get("keras"), "Model", ())):
         from helpers.training.layers import to_keras
 
-        plain = to_keras(model)  # and, as a new Model, without optimizer, loss and metrics
-        given = plain.input if len(plain.inputs) > 1 else plain.inputs[0]
-        saved = keras.Model(given, plain.outputs[0], name=model.name)
-    replace_file(run_dir / MODEL, saved.save)
+        model = to_keras(model)
+    replace_file(run_dir / MODEL, model.save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
         replace_file(run_dir / files[-1], partial(more.pop(name).table.to_csv, index=False))

@@ -68,14 +68,16 @@ def speed_up(model: keras.Model) -> keras.Model:
         model: a Sequential or Functional net, perhaps with others nested in it.
 
     Returns:
-        A net of the same name, variables and answers; it is not compiled.
+        A net of the same name, variables and answers; compile it anew.
     """
     return _swap(model, FAST)
 
 
 def to_keras(model: keras.Model) -> keras.Model:
-    """Copy a net with Keras' own layers in the place of those of this module."""
-    return _swap(model, {fast: plain for plain, fast in FAST.items()})
+    """Copy a net with Keras' own layers in the place of those of this module, not compiled."""
+    copy = _swap(model, {fast: plain for plain, fast in FAST.items()})
+    given = copy.input if len(copy.inputs) > 1 else copy.inputs[0]
+    return keras.Model(given, copy.outputs[0], name=model.name)
 
 
 def _swap(model: keras.Model, others: dict[type, type]) -> keras.Model:
