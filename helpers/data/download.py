@@ -132,9 +132,8 @@ def _check_space(folder: Path, files: list[RemoteFile]) -> None:
 
 def _fetch_files(folder: Path, files: list[RemoteFile], server: str) -> None:
     """Fetch, check and unpack files one by one; after an error, what was finished stays."""
-    with requests.Session() as session:
-        session.headers["User-Agent"] = USER_AGENT
-        session.headers["Accept-Encoding"] = "identity"  # a Range counts the bytes that are sent
+    with requests.Session() as session:  # identity: a Range counts the bytes that are sent
+        session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
         for file in files:
             path = folder / (file.target + ".zip" * bool(file.images))
             if not path.exists() or _compute_md5(path) != file.md5:
@@ -164,8 +163,7 @@ def _fetch_file(session: requests.Session, url: str, file: RemoteFile, path: Pat
         except PASSING as error:
             failures = 1 if part.stat().st_size > done else failures + 1
             # Not the library's texts, which hold signed links: they belong in no log.
-            is_refused = isinstance(error, requests.HTTPError)
-            reason = f"{error}" if is_refused else f"the connection broke ({type(error).__name__})"
+            reason = f"{error}" if type(error) is requests.HTTPError else "the connection broke"
             asked = getattr(error.response, "headers", {}).get("Retry-After", "")
             wait = int(asked) if asked.isdigit() else min(2 ** (failures - 1), 60)
             text = f"{path.name}: {reason}; next attempt in {wait} s"
@@ -175,8 +173,8 @@ def _fetch_file(session: requests.Session, url: str, file: RemoteFile, path: Pat
             sleep(wait)
     if (found := _compute_md5(part)) != file.md5:
         part.unlink()
-        problem = f"what came has md5 {found} instead of {file.md5} and was thrown away"
-        raise InputError(url, [f"{problem}; try again later, or --source kaggle"])
+        problem = f"it came with md5 {found}, not {file.md5}, and was thrown away; try again later"
+        raise InputError(url, [problem])
     part.rename(path)
 
 
@@ -191,8 +189,7 @@ def _fetch_rest(session: requests.Session, url: str, part: Path, done: int) -> N
         if code in BUSY or (code >= 400 and response.history):
             raise requests.HTTPError(f"the server answers {code}", response=response)
         if code >= 400:
-            problem = f"the server answers {code} {response.reason}"
-            raise InputError(url, [f"{problem}; has the dataset moved? Or take --source kaggle"])
+            raise InputError(url, [f"the server answers {code}; try later or take --source kaggle"])
         resumes = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         total = int(response.headers.get("Content-Length", 0)) + done * resumes
         with (
@@ -213,8 +210,8 @@ def _copy_from_kaggle(folder: Path, files: list[RemoteFile], _: str) -> None:
         found = Path(kagglehub.dataset_download(KAGGLE_DATASET))
     except Exception as error:  # its errors have no base class in common
         problem = f"{type(error).__name__}: {str(error).split('?')[0]}"  # without signatures
-        remedy = "pip install kagglehub if it is not there, or leave --source out"
-        raise InputError("--source kaggle", [f"{problem}; {remedy}"]) from None
+        problem += "; pip install kagglehub if it is not there, or leave --source out"
+        raise InputError("--source kaggle", [problem]) from None
     for file in files:
         work = folder / f".{file.target}.copying"
         shutil.rmtree(work, ignore_errors=True)

@@ -123,9 +123,7 @@ def test_training_and_test_in_sibling_folders(folder, fetch, capsys):
     assert (test / "ISIC2018_Task3_Test_GroundTruth.csv").read_bytes() == CONTENTS[6924466]
     assert len(list(test.rglob("ISIC_*.jpg"))) == 2
     said = capsys.readouterr().out
-    assert "CC BY-NC 4.0" in said
-    assert "doi:10.1038/sdata.2018.161" in said
-    assert "GB are needed" in said
+    assert all(text in said for text in ("CC BY-NC 4.0", "10.1038/sdata.2018.161", "GB are needed"))
 
 
 def test_second_run_asks_nothing_and_the_test_can_be_added_later(server, fetch):

@@ -97,7 +97,6 @@ def test_identifiers_are_outside_the_real_ranges_and_do_not_tell_the_class():
         assert numbers.min() == sample.FIRST_ID
         assert numbers.max() == sample.FIRST_ID + numbers.nunique() - 1
         assert table.loc[numbers < sample.FIRST_ID + 50, "dx"].nunique() > 3
-    assert sample.is_drawn(table["image_id"])
     assert sample.is_drawn(["photo", "ISIC_9000007"])
     assert not sample.is_drawn(["ISIC_0024306", "ISIC_0036064", "photo"])
 
