@@ -105,7 +105,7 @@ def test_body_at_random_learns_its_statistics_and_a_pretrained_one_keeps_them(we
     for model, moves in ((pretrained, False), (nets[SMALL], True)):
         body = model.get_layer(SMALL)
         before = {v.path: v.numpy() for v in body.weights}
-        model.compile("adam", "sparse_categorical_crossentropy", run_eagerly=True)
+        model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
         model.train_on_batch(IMAGES, np.arange(14) % 7)
         changed = {v.path for v in body.weights if not np.array_equal(before[v.path], v.numpy())}
         statistics = {path for path in before if "moving" in path}
@@ -154,8 +154,7 @@ print(json.dumps([foreign, found]))
 
 
 def test_saved_nets_load_without_this_project(nets, tmp_path):
-    chosen = {name: nets[name] for name in ("compact", SMALL)}
-    chosen["joined"] = patient.join_fields(nets["compact"])
+    chosen = {"compact": nets["compact"], "joined": patient.join_fields(nets["compact"])}
     for name, model in chosen.items():
         keras.Model(model.input, model.output).save(tmp_path / f"{name}.keras")
     np.save(tmp_path / "images.npy", IMAGES[:2])

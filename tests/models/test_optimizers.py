@@ -47,18 +47,6 @@ def test_two_steps_on_a_kernel_by_hand(shape):
     assert kernel.numpy() == pytest.approx(expected, abs=1e-5)
 
 
-def test_steps_are_equally_large_in_all_directions():
-    """A gradient of very unequal directions: Adam's step keeps them unequal, Muon's does not."""
-    rng = np.random.default_rng(1)
-    left, _ = np.linalg.qr(rng.standard_normal((36, 8)))
-    right, _ = np.linalg.qr(rng.standard_normal((8, 8)))
-    gradient = (left * np.geomspace(1, 0.03, 8) @ right).reshape(3, 3, 4, 8).astype("float32")
-    kernel = keras.Variable(np.zeros((3, 3, 4, 8), "float32"))
-    ConvolutionMuon(1.0).apply([keras.ops.convert_to_tensor(gradient)], [kernel])
-    lengths = np.linalg.svd(kernel.numpy().reshape(36, 8), compute_uv=False) / (0.2 * 6)
-    assert lengths.min() > 0.6 and lengths.max() < 1.3
-
-
 def make_model():
     """Build a body with normalisation, nested as one layer, and a head."""
     keras.utils.set_random_seed(0)
@@ -139,13 +127,11 @@ def test_body_learns_like_adam_at_its_share_of_the_rate_and_does_not_decay():
 def test_fine_tuning_is_made_again_from_its_configuration():
     optimizer = FineTuning(0.03125, 0.5, head="last", head_steps=5, body_rate=0.25)
     again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, FineTuning)
-    assert again.get_config() == optimizer.get_config()
+    assert isinstance(again, FineTuning) and again.get_config() == optimizer.get_config()
 
 
-@pytest.mark.parametrize("head", ["top", "body"])
-def test_fine_tuning_refuses_a_head_that_is_none(head):
+@pytest.mark.parametrize("head", ["top", "last"])
+def test_fine_tuning_refuses_a_head_with_none_or_all_of_the_weights(head):
     variables = make_model().get_layer("last").trainable_variables
-    chosen = head if head == "top" else "last"
-    with pytest.raises(ValueError, match=f"'{chosen}' is not a layer with some of the weights"):
-        FineTuning(0.1, head=chosen).build(variables)
+    with pytest.raises(ValueError, match=f"'{head}' is not a layer with some of the weights"):
+        FineTuning(0.1, head=head).build(variables)

@@ -33,9 +33,7 @@ def test_columns_stand_where_saved_models_expect_them():
         "chest", "ear", "face", "foot", "genital", "hand", "lower extremity", "neck", "scalp",
         "trunk", "upper extremity", "localization missing",
     )  # fmt: skip
-    fields = {name: patient.COLUMNS[columns] for name, columns in patient.FIELDS.items()}
-    assert [column for columns in fields.values() for column in columns] == [*patient.COLUMNS]
-    assert all(columns[-1] == f"{name} missing" for name, columns in fields.items())
+    assert [(s.start, s.stop) for s in patient.FIELDS.values()] == [(0, 2), (2, 5), (5, 20)]
     assert np.flatnonzero(patient.MISSING).tolist() == [1, 4, 19]
 
 
@@ -63,14 +61,6 @@ def test_every_kind_of_missing_sex_and_site(word):
     assert patient.encode_fields(table)[:, [4, 19]].tolist() == [[0, 1], [1, 0]]
     nothing = patient.encode_fields(make_table([np.nan], [word], [word]))
     assert np.array_equal(nothing, [patient.MISSING])
-
-
-def test_diagnosis_and_source_never_matter():
-    table = make_table([30.0, 70.0], ["male", "female"], ["ear", "back"])
-    expected = patient.encode_fields(table)
-    for dx, source in (("mel", "rosendahl"), ("nv", "vidir_molemax")):
-        given = table.assign(dx=dx, dx_type="histo", dataset=source, image_id="ISIC_1")
-        assert np.array_equal(patient.encode_fields(given), expected)
 
 
 @needs_data
@@ -115,13 +105,8 @@ def test_fields_are_dropped_whole_and_as_often_as_said():
     assert (lost[:, 0] & ~lost[:, 1]).mean() == pytest.approx(0.8 * 0.2 * 0.8, abs=0.015)
     again = patient.drop_fields(encoded, 0.2, np.random.default_rng(1))
     assert np.array_equal(again, dropped)
-
-
-def test_extreme_rates():
-    encoded, rng = encode_rows(50), np.random.default_rng(0)
-    assert np.array_equal(patient.drop_fields(encoded, 0, rng), encoded)
-    everything = patient.drop_fields(encoded, 1, rng)
-    assert np.array_equal(everything, np.tile(patient.MISSING, (50, 1)))
+    everything = patient.drop_fields(encoded, 1, np.random.default_rng(1))
+    assert (everything == patient.MISSING).all()
 
 
 def make_cnn():
@@ -180,6 +165,7 @@ def test_joined_net_takes_both_and_answers_as_the_other_did(make_net, policy):
     kernel, bias = before.get_weights()
     last.set_weights([np.concatenate([kernel, np.zeros((6, 3))]), bias])
     images, encoded = draw_images(4), encode_rows(4)
+    assert patient.fold_missing(alone) is alone
     assert compute(model, images, encoded) == pytest.approx(compute(alone, images), abs=1e-6)
     # And each field changes it where something does.
     last.set_weights([np.concatenate([kernel, np.ones((6, 1)) * [3, 0, -3]]), bias])
@@ -241,8 +227,3 @@ def test_folded_net_answers_as_the_joined_one_without_fields(make_net, policy, t
     model.save(tmp_path / "model.keras")
     loaded = patient.load_image_model(tmp_path / "model.keras")
     assert compute(loaded, images) == pytest.approx(expected, abs=1e-6)
-
-
-def test_net_with_one_input_is_returned():
-    alone = make_cnn()
-    assert patient.fold_missing(alone) is alone
