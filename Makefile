@@ -10,10 +10,12 @@ IS_KNOWN := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for p in $(VERSIONS); do $$p -c '$(IS_KNOWN)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 NOTEBOOKS := Skin_Cancer_Detection.ipynb $(wildcard notebooks/*.ipynb)
+LAST := notebooks/05_explain_predictions.ipynb notebooks/06_predict_images.ipynb
 TWO_CORES := -n 2 --dist loadfile
+NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
 
-.PHONY: run check test lab notebooks format lock clean
+.PHONY: run check test sample_grid lab notebooks format lock clean
 
 run: .venv/installed
 	$(BIN)/python -m helpers run Skin_Cancer_Detection.ipynb $(RUN_DIR)
@@ -23,15 +25,21 @@ check: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest $(TWO_CORES) tests/units
 
-test: check
-	rm -rf runs/check
-	$(BIN)/python -m pytest $(TWO_CORES) --nbval -x -p tests.notebooks.nbval_streams $(NOTEBOOKS)
+test: check sample_grid
+	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(filter-out $(LAST),$(NOTEBOOKS))
+	$(BIN)/python -m pytest $(NBVAL) $(LAST)
 	$(BIN)/python -m pytest $(TWO_CORES) tests/models tests/notebooks
+
+# What the notebooks 03 to 06 take, made by nobody's run but the checks'.
+sample_grid: .venv/installed
+	rm -rf runs/check
+	SKIN_RUNS_DIR="$(CURDIR)/runs/check" \
+		$(BIN)/python -m helpers grid notebooks/experiments/sample_grid.yaml --jobs 2
 
 lab: .venv/installed
 	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb
 
-notebooks: .venv/installed
+notebooks: sample_grid
 	$(BIN)/python tests/notebooks/refresh.py $(NOTEBOOKS)
 
 format: .venv/installed
