@@ -25,13 +25,9 @@ ANSWERED_SHARES = (0.5, 0.7, 0.8, 0.9, 1.0)
 def fit_temperature(p: Predictions) -> float:
     """Fit the temperature T of temperature scaling: least mean negative log-likelihood.
 
-    The calibrated probabilities are softmax(log p / T) (Guo, Pleiss, Sun and Weinberger, On
-    Calibration of Modern Neural Networks, ICML 2017, section 4.2). T above 1 makes the model less
-    sure, below 1 surer; the order of the classes of an image stays. Fit it to the validation part
-    only: fitted to the test, it flatters the model.
-
-    Returns:
-        T, within `TEMPERATURES`; its lower end where every answer is right and sharper is better.
+    The calibrated probabilities are softmax(log p / T) (Guo et al., On Calibration of Modern Neural
+    Networks, ICML 2017, section 4.2). T above 1 makes the model less sure, below 1 surer. Fit it to
+    the validation part only: fitted to the test, it flatters the model.
     """
     logits, rows = _take_logarithm(p), np.arange(len(p))
 
@@ -50,12 +46,10 @@ def apply_temperature(p: Predictions, temperature: float) -> Predictions:
 def adjust_prior(validation: Predictions, p: Predictions) -> Predictions:
     """Adjust probabilities to classes that are all equally frequent, from validation images.
 
-    Calibrated by temperature, divided by how probable the model finds each class on average (the
-    prior that it learned, class weights included), and normalised: Saerens, Latinne and
-    Decaestecker, Adjusting the outputs of a classifier to new a priori probabilities, Neural
-    Computation 14, 2002. The most probable class is then the answer with the best balanced
-    accuracy (Menon et al., Long-tail learning via logit adjustment, ICLR 2021). A class that does
-    not occur among the validation images is never the answer.
+    Calibrated by temperature, divided by how probable the model finds each class on average, and
+    normalised (Saerens et al., Neural Computation 14, 2002). The most probable class is then the
+    answer with the best balanced accuracy (Menon et al., ICLR 2021). A class that does not occur
+    among the validation images is never the answer.
     """
     temperature = fit_temperature(validation)
     prior = apply_temperature(validation, temperature).probabilities.mean(axis=0)
@@ -69,13 +63,7 @@ def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
     """Calibrate a run's predictions with temperatures fitted to its validation part.
 
     In an ensemble of folds (predictions with a column `fold`) each fold gets a temperature of its
-    own, from the validation images of that fold.
-
-    Args:
-        run: with `predictions` and `path`; an InputError names folds without validation images.
-
-    Returns:
-        The calibrated predictions, in the same order, and the temperatures in that of the folds.
+    own, from the validation images of that fold. Returns them in the order of the folds.
     """
     p = run.predictions
     folds = p.table.get("fold", pd.Series(0, p.table.index)).to_numpy()
@@ -163,11 +151,8 @@ def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFram
     """Judge thresholds that were chosen on other images, calibrated alike.
 
     The interval is that of this very threshold: that another validation part would have led to
-    another one is not in it.
-
-    Returns:
-        The index (question, wanted, figure), with the figures sensitivity and specificity, and the
-        columns of `scores.estimate_shares`.
+    another one is not in it. Returns the index (question, wanted, figure), with the figures
+    sensitivity and specificity, and the columns of `scores.estimate_shares`.
     """
     hits, counted, index = [], [], []
     for (question, wanted), threshold in thresholds.items():
@@ -212,8 +197,7 @@ def count_per_thousand(points: pd.DataFrame, prevalence: float) -> pd.DataFrame:
 def trace_selection(p: Predictions) -> pd.DataFrame:
     """Trace how right the answers are when only the most confident ones are given.
 
-    Selective prediction with the highest probability as the confidence (Geifman and El-Yaniv,
-    Selective Classification for Deep Neural Networks, NeurIPS 2017).
+    Selective prediction (Geifman and El-Yaniv, NeurIPS 2017) by the highest probability.
 
     Returns:
         A row per number of answered images, from 1 to N, the most confident first: share (0 … 1),

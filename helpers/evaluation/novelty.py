@@ -28,17 +28,15 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 class Detector:
     """A Mahalanobis distance to the nearest class, and the distances of held-out images.
 
-    One covariance serves all classes (Lee et al., A Simple Unified Framework for Detecting
-    Out-of-Distribution Samples and Adversarial Attacks, NeurIPS 2018, section 2.1), shrunk as by
-    Ledoit and Wolf (2004). The net's features and simple statistics of colour and brightness
-    are measured together: a net may ignore what makes noise or a wall strange.
+    One covariance serves all classes (Lee et al., NeurIPS 2018, section 2.1), shrunk as by Ledoit
+    and Wolf (2004). The net's features and simple statistics of colour and brightness are measured
+    together: a net may ignore what makes noise or a wall strange.
 
     Attributes:
         mean, scale: float (D,), by which features are standardised.
         centres: float (K, D), the means of the classes that occur, standardised.
         precision: float (D, D), the inverse covariance about them.
-        validation, test: float, distances of the run's validation and test images, in the order
-            of its predictions.
+        validation, test: distances of these parts, in the order of the run's predictions.
     """
 
     mean: np.ndarray
@@ -49,12 +47,7 @@ class Detector:
     test: np.ndarray
 
     def measure(self, pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the distances (N,) of images.
-
-        Args:
-            pixels: uint8 (N, height, width, 3), of the size that the net takes.
-            features: float (N, D), as from `read_features`.
-        """
+        """Return the distances (N,) of images (N, height, width, 3) with features (N, D)."""
         standard = (join_statistics(pixels, features) - self.mean) / self.scale
         offsets = standard - self.centres[:, None]
         squares = np.einsum("kni,ij,knj->kn", offsets, self.precision, offsets, optimize=True)
@@ -63,21 +56,14 @@ class Detector:
     def choose_threshold(self, rate: float = FALSE_ALARM_RATE) -> float:
         """Choose the distance that about a share `rate` (0 … 1) of images like these exceeds.
 
-        The quantile of split conformal prediction (Bates et al., Testing for outliers with
-        conformal p-values, 2023). Its promise is for independent images; ours come several per
-        lesion, so the share on the test images stands beside it (`measure_false_alarms`). With
-        too few validation images for the rate it is their largest distance.
+        The quantile of split conformal prediction (Bates et al., 2023), whose promise is for
+        independent images. Ours come several per lesion: see `measure_false_alarms`.
         """
         place = int(np.ceil((1 - rate) * (len(self.validation) + 1)))
         return float(np.sort(self.validation)[: max(place, 1)][-1])
 
     def measure_false_alarms(self, test: Predictions, rate: float = FALSE_ALARM_RATE) -> pd.Series:
-        """Return value, low and high of the share of test images that are warned of.
-
-        Args:
-            test: the test part of the run's predictions, for the interval over lesions.
-            rate: as for `choose_threshold`.
-        """
+        """Return value, low and high of the share of the run's test images that are warned of."""
         flagged = (self.test > self.choose_threshold(rate))[:, None]
         return estimate_shares(flagged, np.ones_like(flagged), test).iloc[0]
 
@@ -85,14 +71,7 @@ class Detector:
 def fit_detector(
     pixels: np.ndarray, features: np.ndarray, labels: np.ndarray, parts: dict[str, np.ndarray]
 ) -> Detector:
-    """Fit a detector.
-
-    Args:
-        pixels: uint8 (N, height, width, 3).
-        features: float (N, D), as from `read_features`.
-        labels: int (N,), classes.
-        parts: train, val and test, the positions of each part's images.
-    """
+    """Fit a detector to images, their features and classes (N,), given the rows of each part."""
     train = parts["train"]
     joined, labels = join_statistics(pixels[train], features[train]), labels[train]
     mean, scale = joined.mean(axis=0), joined.std(axis=0)
@@ -107,16 +86,10 @@ def fit_detector(
 
 
 def load_detector(run, data_dir: str = "") -> Detector:
-    """Load a run's detector, after fitting it where it is missing or of another model.
+    """Load the detector of a run with one model, after fitting it where it is missing.
 
     It is kept as novelty.npz in the run's folder: from then on no training image is needed.
-
-    Args:
-        run: a finished run with one model.
-        data_dir: the folder of the run's images; "": the one that the run names.
-
-    Raises:
-        InputError: novelty.npz is missing and the images are not found, or are not the run's.
+    `data_dir` is that of `read_run_images`.
     """
     path, files = run.path / NOVELTY, json.dumps(run.metrics["files"])
     if path.is_file():
@@ -192,10 +165,7 @@ def join_statistics(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
 
 
 def measure_statistics(pixels: np.ndarray) -> np.ndarray:
-    """Measure colour, brightness and contrast of images.
-
-    Args:
-        pixels: uint8 (N, height, width, 3).
+    """Measure colour, brightness and contrast of images, uint8 (N, height, width, 3).
 
     Returns:
         float32 (N, 16): mean of red, green and blue; logarithm of their standard deviations and of
