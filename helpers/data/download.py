@@ -74,11 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Fetch what is missing; returns 0.
-
-    Raises:
-        InputError: with the remedy; what was fetched by then is kept.
-    """
+    """Fetch what is missing; returns 0. After an InputError, what was fetched is kept."""
     folder = options.folder.expanduser().absolute()
     folders = {folder: FILES}
     if options.test:

@@ -15,11 +15,9 @@ FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
 
 
 class InputError(ValueError):
-    """Everything that is wrong with an input, reported at once.
+    """Everything that is wrong with `where`, a file, folder or command.
 
-    Attributes:
-        where: the file, folder or command that it is about.
-        problems: a sentence each, with its file, row or value and the remedy.
+    `problems` are a sentence each, with its file, row or value and the remedy.
     """
 
     def __init__(self, where: str | os.PathLike, problems: Sequence[str]):
@@ -47,13 +45,10 @@ def name_some(values: Iterable, limit: int = 5) -> str:
 
 
 def resolve_path(path: str | os.PathLike) -> Path:
-    """Find a path below the working folder or, where it is not there, below the project's.
+    """Find a path below the working folder or else give that below the project's, absolute.
 
     JupyterLab runs a notebook in the notebook's own folder, papermill in the caller's: a relative
     path means the same in both.
-
-    Returns:
-        An absolute path; below the project if it is in neither.
     """
     path = Path(path).expanduser()
     return path.absolute() if path.exists() else PROJECT / path
@@ -79,12 +74,7 @@ def is_interactive() -> bool:
 def show_bar(iterable=None, **options) -> tqdm.tqdm:
     """Make a tqdm bar; headless it writes a state every five seconds at most.
 
-    A kernel passes what is written to the process's own stderr on to the terminal that
-    started it, so that papermill's user sees it too.
-
-    Args:
-        iterable: what to go through; or give `total` and call `update`.
-        options: as for tqdm.
+    To the process's own stderr, which a kernel passes on to the terminal of papermill's user.
     """
     if is_interactive():
         return tqdm.auto.tqdm(iterable, **options)

@@ -24,11 +24,18 @@ FIRST_ID = 9_000_000
 FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 TABLE, MARKER = "HAM10000_metadata.csv", "DRAWN.txt"
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
-SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "hand")
 CHOICES = {
     "dx_type": ("histo", "follow_up", "consensus", "confocal"),
     "dataset": ("vidir_molemax", "vidir_modern", "rosendahl", "vienna_dias"),
-    "localization": SITES,
+    "localization": (
+        "back",
+        "lower extremity",
+        "trunk",
+        "upper extremity",
+        "abdomen",
+        "face",
+        "hand",
+    ),
 }
 # By class: lesions with 1, 2, ... 6 views (ten lesions put a class into every part of five folds);
 # mean age in years; per cent of men; shares of `CHOICES`, about the real ones.
@@ -46,15 +53,9 @@ LESIONS = {
 def draw_sample(folder: str | os.PathLike = "data/sample", seed: int = 0) -> Path:
     """Draw the sample into a folder, unless it is there already.
 
-    A kill half-way leaves no sample; of two processes that want it, one waits for the other.
-
-    Args:
-        folder: where it shall lie, below the project if relative: two folders of JPEGs of 600x450
-            pixels, HAM10000_metadata.csv and DRAWN.txt, which marks it as drawn.
-        seed: the same seed gives the same images.
-
-    Raises:
-        InputError: the folder holds something that was not drawn here, or cannot be written.
+    A kill half-way leaves no sample; of two processes that want it, one waits for the other. The
+    folder, below the project if relative, gets two folders of JPEGs of 600x450 pixels,
+    HAM10000_metadata.csv and DRAWN.txt, which marks it as drawn: it may hold nothing else.
     """
     folder = PROJECT / Path(folder).expanduser()
     code = hashlib.sha256(Path(__file__).read_bytes() + Path(drawing.__file__).read_bytes())

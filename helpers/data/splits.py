@@ -19,7 +19,6 @@ PARTNERS = {a: b for pair in DUPLICATE_PAIRS for a, b in (pair, pair[::-1])}
 VALIDATION_FOLDS = 5  # one in five of the images outside the test part
 # What might tell the diagnosis without an image: how it was confirmed, the clinic, the patient.
 CLUES = (("dx_type",), ("dataset",), ("age", "sex", "localization"))
-AGE_STEP = 10  # years
 WAVES = 16  # of a hash, in each direction; with 8, all small dark lesions are alike
 ROWS = 500  # images compared with all others at a time: bounds the memory
 
@@ -36,21 +35,17 @@ def split_by_lesion(
     Args:
         table: a row per image with the columns `dx` and `group`.
         fold: which fold is the test part, 0 … folds - 1; 0 if the data came with a split.
-        folds: number of folds, at least 2.
+        folds: at least 2.
         seed: of the fold assignment: the same one for all runs that are to be compared.
-
-    Raises:
-        InputError: no such fold, or a class with too few lesions to stand in every part.
     """
     if folds < 2 or not 0 <= fold < folds:
         raise InputError("FOLD", [f"is {fold} of {folds}; it must be 0 … FOLDS - 1, FOLDS 2 …"])
-    if "split" in table and fold:
+    if "split" in table:
         problem = (
             f"is {fold}, but the data came with a split, which has one test part; set FOLD to 0, "
             "or take out the column split (or the folders train and test)"
         )
-        raise InputError("FOLD", [problem])
-    if "split" in table:
+        raise_problems("FOLD", [problem] if fold else [])
         split = table["split"].to_numpy(object, copy=True)
     else:
         _check_lesions(table, folds)
@@ -59,18 +54,21 @@ def split_by_lesion(
     if "val" not in split:
         rest = np.flatnonzero(split == "train")
         split[rest[_choose_validation(table.iloc[rest], seed)]] = "val"
-    table = table.assign(split=split)
-    _check_parts(table)
-    return table
+    counts = pd.crosstab(table["dx"], split).reindex(columns=PARTS, fill_value=0).stack()
+    problems = [
+        f"no image of {dx} is in {part}; choose another FOLD or fewer FOLDS, or correct the split "
+        "that came with the data"
+        for dx, part in counts.index[counts == 0]
+    ]
+    raise_problems("split", problems)
+    return table.assign(split=split)
 
 
 def find_leaks(table: pd.DataFrame, pixels: np.ndarray | None = None) -> list[str]:
-    """Name the lesions that lie in more than one part; empty for an honest split.
+    """Name the lesions (`group`) that lie in more than one part (`split`): none if it is honest.
 
-    Args:
-        table: a row per image with the columns `group` and `split`.
-        pixels: uint8 (N, height, width, 3) in the order of the table: images with the same pixels
-            under other ids then count as one lesion, named by its first group.
+    With pixels, uint8 (N, height, width, 3) in the order of the table, images with the same ones
+    under other ids count as one lesion, named by its first group.
     """
     lesions = [table["group"]]
     if pixels is not None:
@@ -85,12 +83,9 @@ def check_apart(
     pixels: np.ndarray | None = None,
     test_pixels: np.ndarray | None = None,
 ) -> None:
-    """Raise an InputError if a separate test shares images, lesions or pixels with the table.
+    """Raise an InputError if a separate test shares an `image_id` or `group` with the table.
 
-    Args:
-        table, test: a row per image with the columns `image_id` and `group`.
-        pixels, test_pixels: uint8 (N, height, width, 3) in the orders of the tables, of one size;
-            images with the same pixels are then found under any id.
+    With the pixels of both, uint8 (N, height, width, 3), images are found under any id, too.
     """
     shared = {
         name: sorted(set(table[column]) & set(test[column]))
@@ -114,11 +109,9 @@ def hash_pixels(pixels: np.ndarray) -> np.ndarray:
 
 
 def measure_leak(table: pd.DataFrame, is_test: np.ndarray) -> pd.Series:
-    """Measure the share of the test images whose lesion is also outside the test part.
+    """Measure the share of the test images whose lesion is also outside the test part, 0 … 1.
 
-    Returns:
-        Shares, 0 … 1, for "all" images and for each class, the commonest first; nan for a class
-        without test images.
+    For "all" images and each class, the commonest first; nan for one without test images.
     """
     test, others = table[np.asarray(is_test)], table[~np.asarray(is_test)]
     is_known = test["group"].isin(others["group"])
@@ -150,7 +143,7 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     """
     values = table[columns].copy()
     if "age" in values:
-        values["age"] //= AGE_STEP
+        values["age"] //= 10
     model = make_pipeline(
         OneHotEncoder(handle_unknown="ignore"),
         LogisticRegression(max_iter=1000, class_weight="balanced"),
@@ -227,23 +220,10 @@ def _check_lesions(table: pd.DataFrame, folds: int) -> None:
     raise_problems("split", problems)
 
 
-def _check_parts(table: pd.DataFrame) -> None:
-    """Raise an InputError if a class is missing from a part of the column `split`."""
-    counts = pd.crosstab(table["dx"], table["split"]).reindex(columns=PARTS, fill_value=0)
-    problems = [
-        f"no image of {dx} is in {part}; choose another FOLD or fewer FOLDS, or correct the split "
-        "that came with the data"
-        for dx in counts.index
-        for part in PARTS
-        if not counts[part][dx]
-    ]
-    raise_problems("split", problems)
-
-
 def _make_folds(table: pd.DataFrame, folds: int, seed: int) -> list[np.ndarray]:
     """Share out the rows, by position; whole lesions, classes evenly."""
     splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
-    with warnings.catch_warnings():  # a class with few lesions is checked for by _check_parts
+    with warnings.catch_warnings():  # a class with few lesions is checked for in the end
         warnings.filterwarnings("ignore", message="The least populated class")
         return [rows for _, rows in splitter.split(table, table["dx"], table["group"])]
 
@@ -252,7 +232,7 @@ def _choose_validation(table: pd.DataFrame, seed: int) -> np.ndarray:
     """Return the rows of the first fold that leaves no class out, on either side."""
     folds = min(VALIDATION_FOLDS, table.groupby("dx")["group"].nunique().max())
     if not folds >= 2:
-        return np.arange(0)  # which _check_parts explains
+        return np.arange(0)  # split_by_lesion then names what lacks
     candidates = _make_folds(table, folds, seed)
     for rows in candidates:
         if set(table["dx"].iloc[rows]) == set(table["dx"].drop(table.index[rows])):
