@@ -45,7 +45,6 @@ dermatoscopic images of common pigmented skin lesions. Sci. Data 5:180161 (2018)
 doi:10.1038/sdata.2018.161, data doi:10.7910/DVN/DBW86T; for the challenge and its test also
 Codella et al.: Skin Lesion Analysis Toward Melanoma Detection 2018, arXiv:1902.03368."""
 
-
 # What lies in the folder in the end, its number at Dataverse, bytes (about) and md5, and how many
 # images the archive of that name holds. Version 4.0 of the dataset.
 RemoteFile = collections.namedtuple("RemoteFile", "target number size md5 images")
@@ -219,10 +218,3 @@ def _copy_from_kaggle(folder: Path, files: list[RemoteFile], _: str) -> None:
 def _compute_md5(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "md5").hexdigest()
-
-
-def main(arguments: list[str]) -> int:  # until helpers/__main__.py calls the two above
-    """Run with these arguments."""
-    parser = argparse.ArgumentParser(prog="python -m helpers download")
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))

@@ -36,13 +36,9 @@ ATYPICAL_SHARE = 0.15  # of the lesions, so that even a good net is not always r
 
 
 def draw_lesion(dx: str, rng: np.random.Generator, source: str = "vidir_modern", views: int = 1):
-    """Draw one lesion of a class, uint8 (views, 450, 600, 3), RGB.
+    """Draw one lesion of a class, such as "nv", in several views: uint8 (views, 450, 600, 3), RGB.
 
-    Args:
-        dx: one of the seven classes, such as "nv".
-        rng: where all chance comes from.
-        source: whose skin tones and dark corners are imitated, one of `SKIN_COLOURS`.
-        views: how many pictures to take of the lesion.
+    The source, one of `SKIN_COLOURS`, is whose skin tones and dark corners are imitated.
     """
     patch = _paint_patch(dx, source, rng)
     return np.stack([_photograph(patch, source, rng) for _ in range(views)])
@@ -187,20 +183,17 @@ PAINTERS = (_paint_akiec, _paint_bcc, _paint_bkl, _paint_df, _paint_mel, _paint_
 PAINTERS = dict(zip(SHAPES, PAINTERS, strict=True))
 
 
-def _paint_layers(dx: str, rng: np.random.Generator) -> np.ndarray:
-    """Return melanin, blood, veil and white, float32 (SIDE, SIDE, 4), of a lesion."""
-    if rng.random() >= ATYPICAL_SHARE:
-        return PAINTERS[dx](_shape_lesion(dx, rng), rng)
-    other = str(rng.choice(SHAPES[dx][-1]))
-    rho = _shape_lesion(str(rng.choice([dx, other])), rng)
-    share = rng.uniform(0.35, 0.7)
-    return (1 - share) * PAINTERS[dx](rho, rng) + share * PAINTERS[other](rho, rng)
-
-
 def _paint_patch(dx: str, source: str, rng: np.random.Generator) -> np.ndarray:
     """Return a lesion on its skin, float32 (SIDE, SIDE, 3), RGB from 0 to 1."""
     skin = SKIN_COLOURS[source] * np.exp(rng.normal(0, 0.04) + rng.normal(0, 0.015, 3))
-    melanin, blood, veil, white = cv2.split(_paint_layers(dx, rng))
+    if rng.random() >= ATYPICAL_SHARE:
+        layers = PAINTERS[dx](_shape_lesion(dx, rng), rng)
+    else:
+        other = str(rng.choice(SHAPES[dx][-1]))
+        rho = _shape_lesion(str(rng.choice([dx, other])), rng)
+        share = rng.uniform(0.35, 0.7)
+        layers = (1 - share) * PAINTERS[dx](rho, rng) + share * PAINTERS[other](rho, rng)
+    melanin, blood, veil, white = cv2.split(layers)
     sun_damage = rng.uniform(0.01, 0.08 if source == "rosendahl" else 0.04)
     fine = 0.025 * _make_clouds(rng, 7, octaves=2)
     melanin += sun_damage * _make_clouds(rng, 56) + fine

@@ -42,12 +42,11 @@ def load_images(
     Args:
         table: the columns image_id and path, a row per image.
         size: (height, width) in pixels.
-        cache_dir: a folder, below the project if relative; `find_cache_dir` if None. Where nothing
-            can be written, a warning says so, and the array is made in memory.
+        cache_dir: below the project if relative; `find_cache_dir` if None. Where nothing can be
+            written, a warning says so, and the array is made in memory.
 
     Returns:
-        Read-only uint8 array (N, height, width, 3), RGB, 0 to 255, in row order. An InputError
-        names all images that cannot be read.
+        Read-only uint8 (N, height, width, 3), RGB; an InputError names all unreadable images.
     """
     paths, shape = list(table["path"]), (len(table), *map(int, size), 3)
     folder = find_cache_dir() if cache_dir is None else PROJECT / Path(cache_dir).expanduser()
@@ -110,8 +109,8 @@ def decode_images(
 ) -> Iterator[Future]:
     """Decode in threads (the decoders release the interpreter's lock), in order, under a bar.
 
-    At least `ahead` images are decoded before they are asked for. Yields a Future for each file:
-    its `result()` gives the array of `read_image`, or raises.
+    At least `ahead` images are decoded before they are asked for. A Future's `result()` gives the
+    array of `read_image`, or raises.
     """
     threads = os.cpu_count() or 1
     ahead = max(ahead, 4 * threads)  # all threads are busy, and few pixels wait in memory

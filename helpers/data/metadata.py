@@ -87,9 +87,7 @@ _PAIRS = """
 0027162-0029061 0024602-0032283 0029625-0024629 0030000-0031392 0024437-0031299 0033374-0033417
 0025323-0025141 0025947-0029023
 """
-DUPLICATE_PAIRS = tuple(
-    tuple(f"ISIC_{number}" for number in pair.split("-")) for pair in _PAIRS.split()
-)
+DUPLICATE_PAIRS = tuple(tuple(f"ISIC_{n}" for n in pair.split("-")) for pair in _PAIRS.split())
 
 
 def read_metadata(
@@ -127,7 +125,7 @@ def parse_metadata(
             table["dx"] = _read_truth(table)
         problems += _check_rows(table, ("image_id", "dx"))
     problems = [f"{path.name}: {problem}" for problem in problems]
-    if groupings is not None and table is not None and "lesion_id" not in table:
+    if groupings and table is not None and "lesion_id" not in table:
         groups, more = _read_rows(groupings)
         if groups is not None:
             more += _check_rows(groups, ("image_id", "lesion_id", "dx_type"))
@@ -141,10 +139,7 @@ def parse_metadata(
 
 
 def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Give a checked table of strings ("" where missing) its order, types, label and group.
-
-    Warnings, which name `where`, say what is missing in it or not known.
-    """
+    """Order and complete a checked table of strings; warnings name what `where` lacks."""
     table = table.sort_values("image_id", ignore_index=True)
     notes = []
     lacking = [column for column in COLUMNS[4:] if column not in table]

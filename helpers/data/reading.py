@@ -95,9 +95,8 @@ def _find_tables(files: list[Path], any_other: bool) -> tuple[list[Path], list[P
     tables, groupings, others = [], [], []
     for path in files:
         is_official = path.stem.lower() == "ham10000_metadata"
-        if path.suffix.lower() not in (".csv", ".tab", ".tsv", "") or not (
-            path.suffix or is_official
-        ):
+        bare = is_official and not path.suffix
+        if not bare and path.suffix.lower() not in (".csv", ".tab", ".tsv"):
             continue
         header = metadata.read_header(path)
         has_classes = "dx" in header or metadata.is_truth(header)
@@ -141,10 +140,10 @@ def _find_paths(table: pd.DataFrame, images: list[Path]) -> list[str]:
     shared = table.duplicated("path", keep=False) & ~table.duplicated("image_id", keep=False)
     # Kaggle holds every image twice; files of different sizes are no copies.
     sizes = [len({path.stat().st_size for path in paths}) for paths in found]
+    is_missing = table["path"] == "."
     checks = {
-        "are missing; complete the download or delete their rows": (table["path"] == ".")
-        & (ids != ""),
-        "share a file with another; keep one row for each file": (table["path"] != ".") & shared,
+        "are missing; complete the download or delete their rows": is_missing & (ids != ""),
+        "share a file with another; keep one row for each file": ~is_missing & shared,
         "have files that differ; keep the right one of each": np.array(sizes) > 1,
     }
     return [

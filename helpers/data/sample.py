@@ -24,18 +24,11 @@ FIRST_ID = 9_000_000
 FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
 TABLE, MARKER = "HAM10000_metadata.csv", "DRAWN.txt"
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization", "dataset"]
+SITES = ("back", "lower extremity", "trunk", "upper extremity", "abdomen", "face", "hand")
 CHOICES = {
     "dx_type": ("histo", "follow_up", "consensus", "confocal"),
     "dataset": ("vidir_molemax", "vidir_modern", "rosendahl", "vienna_dias"),
-    "localization": (
-        "back",
-        "lower extremity",
-        "trunk",
-        "upper extremity",
-        "abdomen",
-        "face",
-        "hand",
-    ),
+    "localization": SITES,
 }
 # By class: lesions with 1, 2, ... 6 views (ten lesions put a class into every part of five folds);
 # mean age in years; per cent of men; shares of `CHOICES`, about the real ones.

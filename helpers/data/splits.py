@@ -20,6 +20,7 @@ VALIDATION_FOLDS = 5  # one in five of the images outside the test part
 # What might tell the diagnosis without an image: how it was confirmed, the clinic, the patient.
 CLUES = (("dx_type",), ("dataset",), ("age", "sex", "localization"))
 WAVES = 16  # of a hash, in each direction; with 8, all small dark lesions are alike
+COPY_BITS = 20  # of 256, by which the hashes of copies may differ
 ROWS = 500  # images compared with all others at a time: bounds the memory
 
 
@@ -138,8 +139,7 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     Logistic regression of the categories (ages in steps of ten years, missing values a category of
     their own), classes weighted evenly, fitted to the other folds of whole lesions.
 
-    Returns:
-        float (N, 7), probabilities in the order of `CLASSES`; 0 for classes that do not occur.
+    Gives float (N, 7), probabilities in the order of `CLASSES`; 0 for those that do not occur.
     """
     values = table[columns].copy()
     if "age" in values:
@@ -160,21 +160,16 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
     return probabilities
 
 
-def find_copies(table: pd.DataFrame, pixels: np.ndarray, limit: int = 20) -> pd.DataFrame:
+def find_copies(table: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
     """Find copies of one photograph under two lesion ids, and the pairs that were published.
 
     A hash of an image is a bit for each of its lowest waves in grey: whether it is stronger than
     their median. It finds a copy saved again, resized, re-lit or mirrored; not a second photograph
     of the lesion.
 
-    Args:
-        table: a row per image, with the columns `image_id` and `lesion_id`.
-        pixels: uint8 (N, height, width, 3) in the order of the table, 16 pixels or more each way.
-        limit: bits, of 256, by which the hashes of copies may differ.
-
-    Returns:
-        A row per pair, the nearest first: first, second (row numbers, first < second), distance
-        (bits, int) and is_published (1 or 0: one of `DUPLICATE_PAIRS`, whatever its distance).
+    Takes a row per image and uint8 (N, height, width, 3), 16 pixels or more each way; gives a row
+    per pair, the nearest first: first, second (row numbers, first < second), distance (bits, int)
+    and is_published (1 or 0: one of `DUPLICATE_PAIRS`, whatever its distance).
 
     Source: pHash, Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010.
     """
@@ -185,7 +180,7 @@ def find_copies(table: pd.DataFrame, pixels: np.ndarray, limit: int = 20) -> pd.
         rows = columns[start : start + ROWS, None]
         distance = (WAVES**2 - np.max(signs[:, rows[:, 0]] @ signs[0].T, axis=0)) / 2
         is_published = partners[rows] == columns
-        is_found = (distance <= limit) & (lesions[rows] != lesions) | is_published
+        is_found = (distance <= COPY_BITS) & (lesions[rows] != lesions) | is_published
         place = np.nonzero(is_found & (rows < columns))
         first, second = place[0] + start, place[1]
         found.append(np.column_stack([first, second, distance[place], is_published[place]]))
