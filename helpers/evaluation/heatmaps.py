@@ -187,21 +187,23 @@ def judge_heat(measured: pd.DataFrame, groups: Iterable) -> pd.DataFrame:
         groups: the lesion of each image; several images of one count once.
 
     Returns:
-        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed: high
-        of randomised is below `UNRELATED`, low of the others above 0; missing where there are
-        fewer than `FEWEST_LESIONS`.
+        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed:
+        randomised lies below `UNRELATED`, the others above 0; missing where the interval leaves
+        that open, or where there are fewer than `FEWEST_LESIONS`.
     """
     by_lesion = measured.groupby(np.asarray(groups)).mean()
     table = pd.DataFrame({"lesions": by_lesion.count(), "value": by_lesion.mean()})
     reach = student.ppf(0.975, table["lesions"].clip(2) - 1) * by_lesion.sem()
     table["low"], table["high"] = table["value"] - reach, table["value"] + reach
-    passed = (table["low"] > 0).where(table.index != "randomised", table["high"] < UNRELATED)
-    table["passed"] = passed.astype("boolean").mask(table["lesions"] < FEWEST_LESIONS)
+    bound = np.where(table.index == "randomised", UNRELATED, 0)
+    passed = (table["value"] > bound) != (table.index == "randomised")
+    is_sure = (table["low"] > bound) | (table["high"] < bound)
+    table["passed"] = passed.astype("boolean").where(is_sure & (table["lesions"] >= FEWEST_LESIONS))
     return table
 
 
 def decide(judged: pd.DataFrame) -> str:
-    """Decide by the table of `judge_heat`: "passed", "failed", or "open" for want of lesions."""
+    """Decide by the table of `judge_heat`: "passed" (every check), "failed" (some) or "open"."""
     passed = judged["passed"]
     return "failed" if (~passed).any() else "passed" if passed.notna().all() else "open"
 

@@ -231,14 +231,15 @@ def make_measures(lesions, randomised=0.1, agreement=0.2, lesion=0.2):
     [
         (make_measures(30), [], "passed"),
         (make_measures(30, randomised=0.9), ["randomised"], "failed"),
-        (make_measures(30, agreement=0.0), ["agreement"], "failed"),
+        (make_measures(30, agreement=-0.1), ["agreement"], "failed"),
+        (make_measures(30, agreement=0.0), [], "open"),
         (make_measures(30, lesion=-0.1), ["lesion"], "failed"),
         (make_measures(9), [], "open"),
     ],
 )
 def test_verdict_needs_every_check_and_ten_lesions(measures, failed, verdict, tmp_path):
     judged = heatmaps.judge_heat(measures, range(len(measures)))
-    assert list(judged.index[judged["passed"].eq(False).fillna(False)]) == failed
+    assert list(judged.index[~judged["passed"].fillna(True)]) == failed
     run = SimpleNamespace(path=tmp_path, metrics={"files": {"model.keras": "1"}})
     assert heatmaps.read_verdict(run) == ""
     assert heatmaps.write_verdict(run, judged) == heatmaps.read_verdict(run) == verdict
@@ -257,10 +258,10 @@ def test_images_of_one_lesion_count_once():
 
 def test_randomised_copy_forgets_from_the_output_on():
     keras.utils.set_random_seed(3)
-    inner = [keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization()]
+    inner = [keras.Input((8, 8, 3)), layers.Conv2D(16, 3), layers.BatchNormalization()]
     inputs = keras.Input((8, 8, 3), dtype="uint8")
     found = layers.Flatten()(keras.Sequential(inner)(layers.Rescaling(1 / 255)(inputs)))
-    net = keras.Model(inputs, layers.Dense(2, activation="softmax")(found))
+    net = keras.Model(inputs, layers.Dense(16, activation="softmax")(found))
     rng = np.random.default_rng(0)
     net.set_weights([rng.normal(size=weights.shape) for weights in net.get_weights()])
     names, before = heatmaps.list_weighted_layers(net), net.get_weights()
