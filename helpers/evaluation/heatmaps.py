@@ -136,10 +136,10 @@ def correlate_heat(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def read_outlines(folder: str | os.PathLike, image_ids: Iterable[str]) -> list[np.ndarray]:
-    """Read the outlines of lesions, bool (h, w), True on the lesion.
+    """Read outlines of lesions, bool (h, w), True inside.
 
-    The folder holds a `<image_id>_segmentation.png` for each image, white on the lesion, as
-    Tschandl et al. published them for HAM10000.
+    The folder holds a `<image_id>_segmentation.png` for each image, white inside, as Tschandl et
+    al. published them.
     """
     outlines, problems = [], []
     for image_id in image_ids:
@@ -324,11 +324,7 @@ def _weigh_maps(net, layer, pixels: np.ndarray, classes: np.ndarray) -> np.ndarr
 
 @contextmanager
 def _watch_outputs(watched: Iterable, note: Callable) -> Iterator[None]:
-    """Call `note(layer, output)` whenever one of the layers is computed.
-
-    A layer inside a nested net is no part of the outer net's graph, so no net can be made that
-    ends in it; this way it does not matter where a layer is.
-    """
+    """Call `note(layer, output)` whenever one of the layers is computed, nested ones too."""
     calls = {layer: layer.call for layer in watched}
     for layer, call in calls.items():
 

@@ -20,6 +20,7 @@ from helpers.evaluation.scores import estimate_shares
 
 NOVELTY = "novelty.npz"
 FALSE_ALARM_RATE = 0.05
+FEWEST_PER_CLASS = 3  # training images, on average, for a centre for each class
 BATCH = 256  # images per call of the net
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
@@ -78,6 +79,8 @@ def fit_detector(
     scale = np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1)  # units that never fire
     standard = (joined - mean) / scale
     occurring, labels = np.unique(labels, return_inverse=True)
+    if len(labels) < FEWEST_PER_CLASS * len(occurring):  # one centre for all
+        occurring, labels = [0], 0 * labels
     centres = np.stack([standard[labels == k].mean(axis=0) for k in range(len(occurring))])
     precision = LedoitWolf(assume_centered=True).fit(standard - centres[labels]).precision_
     detector = Detector(mean, scale, centres, precision, np.empty(0), np.empty(0))

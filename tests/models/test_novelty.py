@@ -9,7 +9,6 @@ from sklearn.covariance import LedoitWolf
 from helpers.data.files import InputError
 from helpers.evaluation import novelty
 from helpers.evaluation.predictions import Predictions
-from helpers.runs import folder
 
 SHAPE = (8, 10, 3)
 
@@ -105,6 +104,14 @@ def run(tmp_path):
     return tiny_run.save_tiny_run(tmp_path / "run", tiny_run.make_images(tmp_path / "images"))
 
 
+def test_folder_that_cannot_be_written_is_no_obstacle(run, monkeypatch):
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr(novelty, "replace_file", refuse)
+    assert len(novelty.load_detector(run).test) == len(run.predictions.part("test"))
+
+
 def test_fit_is_kept_and_needs_no_images_until_the_model_is_another(run, tmp_path):
     fitted = novelty.load_detector(run)
     assert len(fitted.validation) == len(run.predictions.part("val"))
@@ -126,16 +133,11 @@ def test_missing_images_are_asked_for_and_those_of_another_run_refused(run, tmp_
     assert novelty.load_detector(run, str(tmp_path / "away"))
 
 
-def test_run_of_ten_images_has_a_detector(tmp_path):
+def test_run_of_ten_images_warns_of_noise(tmp_path):
     data_dir = tiny_run.make_images(tmp_path / "images", per_class=2)
     found = novelty.load_detector(tiny_run.save_tiny_run(tmp_path / "run", data_dir))
-    assert np.isfinite(found.test).all()
-    assert found.choose_threshold() == found.validation.max()
-
-
-def test_kept_fit_is_read_by_a_folder_that_cannot_be_written(run, monkeypatch):
-    def refuse(*_):
-        raise PermissionError
-
-    monkeypatch.setattr(novelty, "replace_file", refuse)
-    assert novelty.load_detector(folder.load_run(run.path))
+    threshold = found.choose_threshold()
+    assert threshold == found.validation.max() > 0
+    noise = np.random.default_rng(0).integers(0, 256, (5, *tiny_run.SIZE, 3), np.uint8)
+    reader = novelty.make_reader(tiny_run.make_model())
+    assert (found.measure(noise, novelty.read_features(reader, noise)[0]) > threshold).all()
