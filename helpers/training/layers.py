@@ -47,6 +47,8 @@ class ByteDropout(layers.Dropout):
     def call(self, inputs, training=False):
         """Drop in training; what is kept grows so that the mean stays."""
         dropped = round(256 * self.rate)
+        if self.noise_shape is not None or dropped == 256:
+            return super().call(inputs, training=training)
         if not training or not dropped:
             return inputs
         shape = tf.shape(inputs)
@@ -88,4 +90,6 @@ def _swap(model: keras.Model, others: dict[type, type]) -> keras.Model:
 
     copy = keras.models.clone_model(model, clone_function=rebuild, recursive=True)
     copy.set_weights(model.get_weights())
+    for variable, given in zip(copy.weights, model.weights, strict=True):
+        variable.trainable = given.trainable  # as in a layer that keeps its statistics only
     return copy
