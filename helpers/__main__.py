@@ -13,11 +13,10 @@ APART = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line.
+    """Run the command line and return its exit code.
 
-    Returns:
-        The exit code: 0; 1 for a problem, said on standard error; 130 stopped by Ctrl-C; of
-        predict 3 where some images could not be answered.
+    0; 1 for a problem, said on standard error; 3 where `predict` could not answer for some images;
+    130 stopped by Ctrl-C.
     """
     from helpers.data.files import InputError
 
@@ -70,9 +69,8 @@ def _make_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from helpers.runs import execution, experiments, folder
 
-    parameters = experiments.parse_parameters(
-        options.p, experiments.inspect_parameters(options.notebook)
-    )
+    declared = experiments.inspect_parameters(options.notebook)
+    parameters = experiments.parse_parameters(options.p, declared)
     run = execution.execute_notebook(options.notebook, options.run_dir, parameters)
     print(folder.describe(run))
     return 0
@@ -86,14 +84,12 @@ def _execute_grid(options: argparse.Namespace) -> int:
         for planned in experiment.runs:
             print(f"{planned.path.name}: {experiments.describe_state(planned)}")
         return 0
-    failures = execution.execute_experiment(
-        experiment, options.jobs, options.dask, options.keep_old
-    )
+    failed = execution.execute_experiment(experiment, options.jobs, options.dask, options.keep_old)
     total = len(experiment.runs)
-    print(f"{total - len(failures)} of {total} runs are finished in {experiment.folder}")
-    if failures:
-        print("The same command tries the others again:", *failures, sep="\n  ")
-    return int(bool(failures))
+    print(f"{total - len(failed)} of {total} runs are finished in {experiment.folder}")
+    if failed:
+        print("The same command tries the others again:", *failed, sep="\n  ")
+    return int(bool(failed))
 
 
 def _export(options: argparse.Namespace) -> int:

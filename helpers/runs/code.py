@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import sys
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -31,15 +32,14 @@ def fingerprint_code(path: Path) -> str:
 
 @lru_cache
 def _fingerprint_source(source: str) -> str:
-    try:
+    with suppress(SyntaxError):  # a notebook with magics counts as it is
         tree = ast.parse(source)
-    except SyntaxError:  # a notebook with magics
-        return _digest(source)
-    for node in ast.walk(tree):
-        match getattr(node, "body", None):
-            case [ast.Expr(ast.Constant()), *rest]:
-                node.body = rest
-    return _digest(ast.unparse(tree))
+        for node in ast.walk(tree):
+            match getattr(node, "body", None):
+                case [ast.Expr(ast.Constant()), *rest]:
+                    node.body = rest
+        source = ast.unparse(tree)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
 
 
 def fingerprint_imports() -> dict[str, str]:
@@ -48,7 +48,3 @@ def fingerprint_imports() -> dict[str, str]:
     paths = [Path(file) for file in files if file]
     marks = {path.relative_to(PROJECT).as_posix(): fingerprint_code(path) for path in paths}
     return json.loads(os.environ.get(NOTEBOOK_CODE, "{}")) | marks
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

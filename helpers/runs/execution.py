@@ -20,23 +20,16 @@ from helpers.runs.code import NOTEBOOK_CODE, fingerprint_code
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
 from helpers.runs.folder import Run
 
-LOG = "log.txt"
 BUSY = "another process is executing this run"
 
 
 def execute_notebook(
     notebook: str | Path, run_dir: str | Path, parameters: dict, output=None
 ) -> Run:
-    """Execute a notebook into a run's folder and read the run back.
+    """Execute a notebook into a run's folder, given to it as RUN_DIR, and read the run back.
 
-    Writes notebook.ipynb and report.html beside what the notebook itself saves. Should the run
-    fail, error.txt says why.
-
-    Args:
-        notebook: a notebook with a typed parameters cell that has a RUN_DIR.
-        run_dir: the folder, given to the notebook as RUN_DIR.
-        parameters: name to value; checked before anything is started.
-        output: a text file for what the cells print; None: standard output.
+    Writes notebook.ipynb and report.html beside what the notebook itself saves; should it fail,
+    error.txt says why. What the cells print goes to a text file, `output`, or to standard output.
     """
     notebook, run_dir = files.resolve_path(notebook), folder.resolve_run(run_dir)
     parameters = {**parameters, "RUN_DIR": str(run_dir)}
@@ -64,39 +57,29 @@ def _execute_cells(notebook: Path, run_dir: Path, parameters: dict, output) -> R
     executed = run_dir / NOTEBOOK
     near = str(notebook).removeprefix(f"{files.PROJECT}{os.sep}")
     code = json.dumps({near: fingerprint_code(notebook)})
+    given = {NOTEBOOK_CODE: code, "KERAS_BACKEND": "tensorflow"}  # to the kernel
+    old = {name: os.environ[name] for name in given if name in os.environ}
+    os.environ.update(given)
     try:
-        with _set_environment({NOTEBOOK_CODE: code, "KERAS_BACKEND": "tensorflow"}):
-            papermill.execute_notebook(
-                str(notebook), str(executed), parameters, progress_bar=False, stdout_file=output
-            )
+        papermill.execute_notebook(
+            str(notebook), str(executed), parameters, progress_bar=False, stdout_file=output
+        )
     except papermill.PapermillExecutionError as error:
-        cell = f"cell {error.cell_index + 1}"
-        problem = f"{cell}: {error.ename}: {error.evalue}\nThe cells up to there: {executed}"
-        raise InputError(near, [problem]) from None
+        problem = f"cell {error.cell_index + 1}: {error.ename}: {error.evalue}"
+        raise InputError(near, [f"{problem}\nThe cells up to there: {executed}"]) from None
     except DeadKernelError:
         problem = "the kernel died, perhaps for lack of memory. The same command goes on after the"
         remedy = "last finished epoch; a smaller BATCH_SIZE needs less memory"
         raise InputError(near, [f"{problem} {remedy}"]) from None
-    html, _ = HTMLExporter().from_filename(str(executed))
-    report = run_dir / "report.html"
-    files.replace_file(report, lambda path: path.write_text(html, encoding="utf-8"))
-    if unfinished := experiments.find_unfinished_cells(executed):
-        problem = f"cells {unfinished} were not executed, the run does not count"
-        raise InputError(executed, [problem])
-    return folder.load_run(run_dir)
-
-
-@contextmanager
-def _set_environment(values: dict[str, str]) -> Iterator[None]:
-    """Set environment variables for the kernels that are started meanwhile."""
-    old = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
-    try:
-        yield
     finally:
-        for name, value in old.items():
+        for name in given:
             del os.environ[name]
-            os.environ |= {name: value} if value is not None else {}
+        os.environ.update(old)
+    html, _ = HTMLExporter().from_filename(str(executed))
+    files.replace_file(run_dir / "report.html", lambda to: to.write_text(html, encoding="utf-8"))
+    if unfinished := experiments.find_unfinished_cells(executed):
+        raise InputError(executed, [f"no finished run: cells {unfinished} were not executed"])
+    return folder.load_run(run_dir)
 
 
 def find_run(run_dir: str | Path = "", image_only: bool = False) -> Run:
@@ -116,23 +99,18 @@ def _find_last_run() -> str | Path | None:
     if named := os.environ.get("LAST_RUN"):
         return named
     paths = folder.resolve_run("runs").rglob(folder.METRICS)
-    found = {path.parent: path.stat().st_mtime for path in paths}
-    for path in sorted(found, key=found.get, reverse=True):
-        if (run := folder.peek_run(path)) and "members" not in run.metrics:  # no ensemble
-            return path
+    for path in sorted(paths, key=os.path.getmtime, reverse=True):
+        if (run := folder.peek_run(path.parent)) and "members" not in run.metrics:  # no ensemble
+            return path.parent
     return None
 
 
 def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Run]]:
-    """Find finished runs that belong together.
+    """Find finished runs that belong together: of an experiment's YAML file, or in a folder.
 
-    Args:
-        where: an experiment's YAML file, or a folder of runs; "": the folder in which the last
-            finished run lies or, where none is finished, the sample's experiment, executed now.
-
-    Returns:
-        The folder; its finished runs; what became of the others, if an experiment names them, as
-        of `experiments.load_runs`; its ensembles of folds.
+    Without either: in the folder of the last finished run or, where none is finished, those of the
+    sample's experiment, executed now. Returned are the folder, its finished runs, what became of
+    the others that an experiment names, as of `experiments.load_runs`, and its ensembles.
     """
     if not where and (last := _find_last_run()):
         where = folder.resolve_run(last).parent
@@ -155,16 +133,9 @@ def execute_experiment(
 
     A failed run does not stop the others. Runs that another process is executing are waited for,
     and taken over should it end without finishing them. A line per run goes to standard error,
-    what a run prints to log.txt in its folder.
-
-    Args:
-        experiment: as from `experiments.read_experiment`.
-        jobs: runs at a time on this machine; from 2 on by Dask.
-        dask: address of a Dask scheduler, tcp://…, whose workers see the project under its path.
-        keep_old: keep finished runs that other code made, instead of making them anew.
-
-    Returns:
-        Folder name to what went wrong, for each run that failed; empty if all are finished.
+    what a run prints to log.txt in its folder. `dask` is the address of a scheduler whose workers
+    see the project under its path. `keep_old` keeps finished runs that other code made. Returned
+    is what went wrong with each run that failed, by the folder's name.
     """
     raise_problems("--jobs", [f"{jobs}: wanted is at least 1"] if jobs < 1 else [])
     states = {planned.path: experiments.describe_state(planned) for planned in experiment.runs}
@@ -175,8 +146,7 @@ def execute_experiment(
     print(f"{experiment.folder}: {total} runs, {first - 1} finished already", file=sys.stderr)
     for path in [path for path, state in states.items() if state.startswith("outdated")]:
         print(f"{path.name}: {states[path]}", file=sys.stderr)
-    ended = _execute_runs(waiting, jobs, dask) if waiting else ()
-    for number, (planned, problem) in enumerate(ended, first):
+    for number, (planned, problem) in enumerate(_execute_runs(waiting, jobs, dask), first):
         end = f"FAILED: {problem}" if problem else "finished"
         print(f"[{number}/{total}] {planned.path.name}: {end}", file=sys.stderr)
         failures |= {planned.path.name: problem} if problem else {}
@@ -184,11 +154,9 @@ def execute_experiment(
     return failures
 
 
-def _execute_runs(
-    waiting: list[PlannedRun], jobs: int, address: str
-) -> Iterator[tuple[PlannedRun, str]]:
+def _execute_runs(waiting: list[PlannedRun], jobs: int, address: str) -> Iterator[tuple]:
     """Yield each run as it ends, with what went wrong ("" for nothing)."""
-    if jobs == 1 and not address:
+    if not waiting or (jobs == 1 and not address):
         for planned in waiting:  # grows while it is gone through
             if (problem := _attempt(planned)) == BUSY:
                 waiting.append(planned)
@@ -204,12 +172,12 @@ def _execute_runs(
             planned = futures.pop(future)
             error = future.exception()  # such as a worker that was lost too often
             problem = f"{type(error).__name__}: {error}" if error else future.result()
-            if problem != BUSY:
+            if problem == BUSY:
+                again = client.submit(_attempt, planned, pure=False)
+                futures[again] = planned
+                ended.add(again)
+            else:
                 yield planned, problem
-                continue
-            again = client.submit(_attempt, planned, pure=False)
-            futures[again] = planned
-            ended.add(again)
 
 
 def _attempt(planned: PlannedRun) -> str:
@@ -221,7 +189,7 @@ def _attempt(planned: PlannedRun) -> str:
         time.sleep(1)  # the scheduler asks again, after the runs that wait
         return BUSY
     planned.path.mkdir(parents=True, exist_ok=True)
-    with (planned.path / LOG).open("a", encoding="utf-8") as log:
+    with (planned.path / "log.txt").open("a", encoding="utf-8") as log:
         try:
             execute_notebook(planned.notebook, planned.path, planned.parameters, log)
         except InputError as error:

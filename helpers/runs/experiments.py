@@ -37,10 +37,7 @@ NOTEBOOK, ERROR, LOCK = "notebook.ipynb", "error.txt", ".lock"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that an experiment asks for: its folder, its notebook, and what that is given.
-
-    `own` holds the parameters of the grid alone, those in the folder's name.
-    """
+    """A run that an experiment asks for; `own` are the parameters of the grid, which name it."""
 
     path: Path
     notebook: Path
@@ -60,22 +57,19 @@ class Experiment:
 def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> Experiment:
     """Read an experiment's file and check it against its notebook.
 
-    Args:
-        path: the YAML file.
-        changes: names and texts, as on a command line, that replace or join the fixed parameters.
+    `changes`, names and texts as on a command line, replace or join the fixed parameters.
     """
     path = resolve_path(path)
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(path, [f"not readable as YAML: {error}"]) from None
-    raise_problems(path, _find_shape_problems(content))
-
+    grids = _check_shape(path, content)
     where, notebook = folder.resolve_run(f"runs/{path.stem}"), resolve_path(content["notebook"])
     declared = inspect_parameters(notebook)
     fixed = {**(content.get("fixed") or {}), **parse_parameters(changes, declared)}
     runs, problems = {}, []
-    for grid in _list_grids(content):
+    for grid in grids:
         for values in itertools.product(*grid.values()):
             own = dict(zip(grid, values, strict=True))
             name = name_run(own)
@@ -92,11 +86,13 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
     return Experiment(where, tuple(runs.values()), ensemble)
 
 
-def _find_shape_problems(content) -> list[str]:
-    """List what is wrong with the file before any notebook is looked at."""
+def _check_shape(path: Path, content) -> list[dict]:
+    """Check what can be checked before any notebook is looked at, and return the grids."""
     if not isinstance(content, dict):
-        return [f"a mapping with the keys {', '.join(KEYS)} is wanted, not {content!r}"]
-    problems = []
+        problem = f"a mapping with the keys {', '.join(KEYS)} is wanted, not {content!r}"
+        raise InputError(path, [problem])
+    problems, grids = [], content.get("grid") or []
+    grids = grids if isinstance(grids, list) else [grids]
     for key in [key for key in content if key not in KEYS]:
         guess = get_close_matches(str(key), KEYS, n=1)
         hint = f"did you mean {guess[0]}? " if guess else ""
@@ -105,20 +101,16 @@ def _find_shape_problems(content) -> list[str]:
         problems.append("notebook is missing: name the notebook to execute")
     if not isinstance(content.get("fixed") or {}, dict):
         problems.append(f"fixed is {content['fixed']!r}, a mapping of names to values is wanted")
-    if not content.get("grid"):
+    if not grids:
         problems.append("grid is missing: there is nothing to execute")
-    for grid in _list_grids(content):
+    for grid in grids:
         if not isinstance(grid, dict):
             problems.append(f"grid: {grid!r} is not a mapping of names to lists")
             continue
         wrong = {n: v for n, v in grid.items() if not isinstance(v, list) or not v}
         problems += [f"grid: {n} is {v!r}, a list is wanted, as in [{v}]" for n, v in wrong.items()]
-    return problems
-
-
-def _list_grids(content: dict) -> list:
-    grid = content.get("grid") or []
-    return grid if isinstance(grid, list) else [grid]
+    raise_problems(path, problems)
+    return grids
 
 
 def inspect_parameters(notebook: str | Path) -> dict[str, str]:
@@ -137,11 +129,7 @@ def inspect_parameters(notebook: str | Path) -> dict[str, str]:
 
 
 def parse_parameters(pairs: Sequence[Sequence[str]], declared: dict[str, str]) -> dict:
-    """Turn names and texts of a command line into values of the declared types.
-
-    Text that is not of the declared type, and names that are not declared, stay as they are:
-    `folder.find_problems` names them all.
-    """
+    """Turn texts of a command line into the declared types, but for what `find_problems` names."""
     values = {}
     for name, text in pairs:
         kind = declared.get(name, "str")
@@ -155,9 +143,8 @@ def parse_parameters(pairs: Sequence[Sequence[str]], declared: dict[str, str]) -
 
 def name_run(own: dict) -> str:
     """Make the folder's name of the parameters that a run has of its own: A=1,B=true."""
-    texts = (value if isinstance(value, str) else json.dumps(value) for value in own.values())
-    plain = (re.sub(r"[^\w.+-]", "-", text) for text in texts)
-    return ",".join(f"{name}={text}" for name, text in zip(own, plain, strict=True))
+    texts = {n: value if isinstance(value, str) else json.dumps(value) for n, value in own.items()}
+    return ",".join(f"{n}=" + re.sub(r"[^\w.+-]", "-", text) for n, text in texts.items())
 
 
 def find_finished(planned: PlannedRun) -> Run | None:
@@ -181,9 +168,8 @@ def find_unfinished_cells(notebook: Path) -> list[int]:
     A kernel that ends early with exit code 0 leaves them pending and papermill content.
     """
     cells = enumerate(nbformat.read(notebook, as_version=4).cells, start=1)
-    code = {n: cell for n, cell in cells if cell.cell_type == "code" and cell.source.strip()}
-    states = {n: cell.metadata.get("papermill", {}).get("status") for n, cell in code.items()}
-    return [number for number, state in states.items() if state != "completed"]
+    code = [(n, cell) for n, cell in cells if cell.cell_type == "code" and cell.source.strip()]
+    return [n for n, c in code if c.metadata.get("papermill", {}).get("status") != "completed"]
 
 
 def describe_state(planned: PlannedRun) -> str:
@@ -205,11 +191,9 @@ def describe_state(planned: PlannedRun) -> str:
 
 
 def load_runs(experiment: Experiment) -> tuple[list[Run], dict[str, str]]:
-    """Load what is finished of an experiment.
+    """Load an experiment's finished runs, in its order, even if they are outdated.
 
-    Returns:
-        The finished runs in the experiment's order (`Run.outdated` names what code has changed
-        since), and what became of each of the others: folder name to what `describe_state` says.
+    Of each of the others say what became of it: folder name to what `describe_state` says.
     """
     found = {planned.path: find_finished(planned) for planned in experiment.runs}
     missing = [planned for planned in experiment.runs if not found[planned.path]]
@@ -233,10 +217,9 @@ def join_experiment(experiment: Experiment) -> list[Run]:
 def join_runs(runs: list[Run], where: Path, over: str = "FOLD") -> Run:
     """Join finished runs of the same parameters but for `over` into a folder beside theirs.
 
-    `folder.load_run` reads it like a run's. Its predictions hold each test image once, predicted by
-    the one model that did not train on it, and the validation images of each run, with the column
-    `fold`. Its scores are those of all test images together. What lies there already of the same
-    runs is kept.
+    Its predictions, with a column `fold`, hold each test image once, by the one model that did not
+    train on it, and the validation images of each run; its scores are of all test images together.
+    What lies there already of the same runs is kept.
     """
     marks = {run.path.name: folder.checksum(run.path / folder.METRICS) for run in runs}
     old = folder.peek_run(where)
@@ -257,10 +240,9 @@ def join_runs(runs: list[Run], where: Path, over: str = "FOLD") -> Run:
         problems.append(f"{repeated} test images are in more than one {over}")
     raise_problems(where, problems)
     sums = {n: sum(run.metrics["training"][n] for run in runs) for n in ("seconds", "epochs")}
-    split = predictions.table["split"].value_counts().to_dict()
     metrics = first | {
         "parameters": parameters | {over: values},
-        "data": first["data"] | {"split": split},
+        "data": first["data"] | {"split": predictions.table["split"].value_counts().to_dict()},
         "scores": {"test": score_with_intervals(test)},
         "majority_baseline": score_majority(test),
         "training": first["training"] | {"best_epoch": None, "images_per_second": None} | sums,

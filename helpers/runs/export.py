@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -33,17 +34,10 @@ HUB_SCORES |= {"macro_f1": "f1", "auc": "roc_auc"}
 
 
 def export_run(run: Run, to: str) -> dict:
-    """Write a run's model in another format, in float32, and compare it with the Keras model.
+    """Write a run's model in one of FORMATS, in float32, if it answers as the Keras model does.
 
-    Args:
-        run: a finished run with one model.
-        to: one of FORMATS.
-
-    Returns:
-        What is written as <to>.json beside the exported model: classes in the order of the outputs,
-        size, input and output, and the largest difference on checked_images (drawn lesions and
-        random pixels) from the Keras model in float32, and from it as it was trained. If the first
-        one is above TOLERANCE, nothing is written.
+    Returns what is written as <to>.json beside it; largest_difference is that from the Keras model
+    in float32, and if it is above TOLERANCE nothing is written.
     """
     if to not in FORMATS:
         raise InputError(run.path, [f"no format {to!r}: choose one of {', '.join(FORMATS)}"])
@@ -61,19 +55,16 @@ def export_run(run: Run, to: str) -> dict:
     pixels = _make_check_images((height, width))
     expected = model.predict(pixels, verbose=0)
     target = run.path / FOLDER / name
-    partial = target.with_name(f".partial.{name}")
     target.parent.mkdir(exist_ok=True)
-    try:
+    with TemporaryDirectory(prefix=".partial.", dir=target.parent) as temporary:
+        partial = Path(temporary) / name
         model.export(partial, format=keras_format, verbose=False)
         difference = float(np.abs(read_export(partial, to)(pixels) - expected).max())
         if not difference <= TOLERANCE:
-            problem = f"not written: its answers differ by up to {difference:.2g} from the Keras"
-            remedy = f"model's, more than {TOLERANCE:.0e}; choose another format"
-            raise InputError(target, [f"{problem} {remedy}"])
-        _remove(target)
+            problem = f"not written: its answers differ by up to {difference:.2g} from Keras' own"
+            raise InputError(target, [f"{problem}, above {TOLERANCE:.0e}; choose another format"])
+        shutil.rmtree(target) if target.is_dir() else target.unlink(missing_ok=True)
         partial.replace(target)
-    finally:
-        _remove(partial)
     as_trained = float(np.abs(trained.predict(pixels, verbose=0) - expected).max())
     note = {
         "file": target.name,
@@ -94,10 +85,7 @@ def export_run(run: Run, to: str) -> dict:
 
 
 def copy_in_float32(model):
-    """Copy a Keras model so that all its layers, nested ones too, compute in float32.
-
-    Not every runtime that reads an export knows bfloat16. Weights are float32 anyway.
-    """
+    """Copy a Keras model to compute in float32 throughout: not every runtime knows bfloat16."""
     import keras
 
     def rebuild(node):
@@ -145,21 +133,13 @@ def _make_check_images(size: tuple[int, int]) -> np.ndarray:
     return np.concatenate([[images.resize_pixels(lesion, size) for lesion in lesions], noise])
 
 
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def write_model_card(run: Run, judgement: dict) -> Path:
-    """Write MODEL_CARD.md into a run's folder.
+    """Write MODEL_CARD.md into a run's folder; `run` has the probabilities that the model gave.
 
-    The sections are those of Mitchell et al., Model Cards for Model Reporting, FAT* 2019,
-    doi:10.1145/3287560.3287596; the front matter is what model hubs read
-    (https://huggingface.co/docs/hub/model-cards).
-
-    Args:
-        run: the run as it was loaded, with the probabilities that the model gave.
-        judgement: part (the part that was judged), overall, by_class, calibration, points,
-            per_thousand, by_group (tables; by_group may be None), temperatures, prevalence (0 … 1).
+    The sections are those of Mitchell et al., doi:10.1145/3287560.3287596; the front matter is
+    what model hubs read (https://huggingface.co/docs/hub/model-cards). `judgement` has the judged
+    part, temperatures, prevalence (0 … 1) and the tables overall, by_class, calibration, points,
+    per_thousand and by_group (or None).
     """
     notebooks = [name for name in run.metrics["code"] if name.endswith(".ipynb")]
     command = ["python", "-m", "helpers", "run", *notebooks, f"runs/{run.path.name}"]

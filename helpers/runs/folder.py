@@ -23,13 +23,8 @@ from helpers.evaluation.scores import score_majority
 from helpers.runs.code import fingerprint_code, fingerprint_imports
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
-METRICS, HISTORY, PREDICTIONS, MODEL = (
-    "metrics.json",
-    "history.csv",
-    "predictions.csv",
-    "model.keras",
-)
-IMAGE_ONLY = "predictions_image_only.csv"
+METRICS, HISTORY, MODEL = "metrics.json", "history.csv", "model.keras"
+PREDICTIONS, IMAGE_ONLY = "predictions.csv", "predictions_image_only.csv"
 KERNEL_LOCK = ".kernel.lock"
 # What is made of a run later, and would not belong to one made anew in the same folder.
 LATER = ("MODEL_CARD.md", "export", "figures", "submission.csv", "*novelty*", "*verdict*", "*judg*")
@@ -80,9 +75,7 @@ class Run:
 def check_parameters(namespace: dict) -> dict:
     """Return a notebook's parameters, name to value, after checking names, types and ranges.
 
-    Args:
-        namespace: the notebook's `globals()`, where the parameters cell declares each with a type
-            (`SEED: int = 0`). Modules and classes in it are no parameters.
+    `namespace` is the notebook's `globals()`, where each is declared with a type: `SEED: int = 0`.
     """
     declared = {n: t.__name__ for n, t in namespace["__annotations__"].items() if n.isupper()}
     given = {n: v for n, v in namespace.items() if n.isupper() and n[0] != "_"}
@@ -92,10 +85,9 @@ def check_parameters(namespace: dict) -> dict:
 
 
 def find_problems(given: dict, declared: dict[str, str]) -> list[str]:
-    """List what is wrong with parameter values.
+    """List what is wrong with parameter values; `declared` names the type of each.
 
-    `declared` names the type of each: bool, int, float (an int will do) or str. Where a MODEL is
-    declared, 0 and "" mean what suits the model.
+    Where a MODEL is declared, 0 and "" mean what suits the model.
     """
     problems = []
     for name, value in given.items():
@@ -122,18 +114,15 @@ def resolve_run(run_dir: str | os.PathLike) -> Path:
     The environment variable SKIN_RUNS_DIR names a folder in place of the project's runs/.
     """
     path, base = Path(run_dir).expanduser(), os.environ.get("SKIN_RUNS_DIR")
-    if path.is_dir():
-        return path.absolute()
     if base and path.parts[:1] == ("runs",):
         return Path(base).absolute().joinpath(*path.parts[1:])
-    return PROJECT / path
+    return path.absolute() if path.is_dir() else PROJECT / path
 
 
 def open_run(parameters: dict) -> Path:
     """Make RUN_DIR, keep it for this process until `save_run`, and return it.
 
-    What was made of an older run in it (card, exports, figures) is deleted; the older run itself
-    stays until it is replaced. A finished run of other parameters is refused.
+    A finished run of other parameters is refused; of one of the same, what is `LATER` is deleted.
     """
     run_dir = resolve_run(parameters["RUN_DIR"])
     lock = FileLock(run_dir / KERNEL_LOCK, timeout=5)  # a kernel whose parent was killed ends
@@ -167,29 +156,14 @@ def find_differences(run: Run, parameters: dict) -> list[str]:
 
 
 def save_run(
-    run_dir: str | os.PathLike,
-    *,
-    parameters: dict,
-    model,
-    table: pd.DataFrame,
-    history: pd.DataFrame,
-    predictions: Predictions,
-    scores: dict,
-    more: dict | None = None,
+    run_dir, *, parameters: dict, model, table, history, predictions, scores: dict, more=None
 ) -> Run:
     """Write a run's folder and give it free; metrics.json comes last and vouches for the others.
 
-    Args:
-        run_dir: as from `open_run`.
-        parameters: as from `check_parameters`.
-        model: a Keras model. Layers of this project are saved as Keras' own.
-        table: the table, once it is split.
-        history: a row per epoch, from 1, with the column seconds.
-        predictions: of the validation and test parts.
-        scores: part to its table, as {"test": score_with_intervals(...)}.
-        more: further metrics; "training" (such as best_epoch, by default the last one) and "data"
-            are joined to those sections, `Predictions` are written to a file: "image_only" to
-            predictions_image_only.csv.
+    Layers of this project are saved as Keras' own. `table` is split, `history` a table of epochs,
+    from 1, with the column seconds, `scores` are as {"test": score_with_intervals(...)}. Of the
+    mapping `more`, "training" and "data" join those metrics; `Predictions` are written to a file of
+    their own: "image_only" to predictions_image_only.csv.
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -201,7 +175,17 @@ def save_run(
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
         replace_file(run_dir / files[-1], partial(more.pop(name).table.to_csv, index=False))
-    data = _describe_data(table, parameters["DATA_DIR"] or "data/sample")
+    source = parameters["DATA_DIR"] or "data/sample"
+    images, lesions = len(table), table["group"].nunique()
+    kind = "drawn images" if sample.is_drawn(table["image_id"]) else "images"
+    data = {
+        "folder": source,
+        "description": f"{images:,} {kind} of {lesions:,} lesions from {source}",
+        "images": images,
+        "lesions": lesions,
+        "split": table["split"].value_counts().to_dict(),
+        "fingerprint": fingerprint_data(table),
+    }
     training = {
         "epochs": len(history),
         "best_epoch": len(history),
@@ -226,34 +210,20 @@ def save_run(
     return run
 
 
-def _describe_data(table: pd.DataFrame, source: str) -> dict:
-    images, lesions = len(table), table["group"].nunique()
-    kind = "drawn images" if sample.is_drawn(table["image_id"]) else "images"
-    return {
-        "folder": source,
-        "description": f"{images:,} {kind} of {lesions:,} lesions from {source}",
-        "images": images,
-        "lesions": lesions,
-        "split": table["split"].value_counts().to_dict(),
-        "fingerprint": fingerprint_data(table),
-    }
-
-
 def write_run(run_dir: Path, metrics: dict, history: pd.DataFrame, predictions, files=()) -> Run:
     """Write both tables, then metrics.json with versions and the checksums of all `files`."""
     replace_file(run_dir / HISTORY, partial(history.to_csv, float_format="%.6g"))
     replace_file(run_dir / PREDICTIONS, partial(predictions.table.to_csv, index=False))
     versions = {"python": python_version()} | {name: version(name) for name in PACKAGES}
     marks = {name: checksum(run_dir / name) for name in (HISTORY, PREDICTIONS, *files)}
-    text = json.dumps(metrics | {"versions": versions, "files": marks}, default=_make_plain)
+    text = json.dumps(
+        metrics | {"versions": versions, "files": marks},
+        default=lambda x: x.to_dict("index") if isinstance(x, pd.DataFrame) else x.item(),
+    )
     content = json.loads(text, parse_constant=lambda _: None)  # nan is no JSON
     text = json.dumps(content, indent=2) + "\n"
     replace_file(run_dir / METRICS, lambda path: path.write_text(text, encoding="utf-8"))
     return load_run(run_dir)
-
-
-def _make_plain(value):
-    return value.to_dict("index") if isinstance(value, pd.DataFrame) else value.item()
 
 
 def save_figures(run_dir: str | os.PathLike, figures: dict) -> None:
@@ -267,8 +237,7 @@ def save_figures(run_dir: str | os.PathLike, figures: dict) -> None:
 def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
     """Read a finished run, or an ensemble, back; refuse files that are not of one run.
 
-    With `image_only`, the predictions of a model that takes age, sex and site too are those that
-    it makes without them.
+    With `image_only`, its predictions are those without age, sex and site, should it take them.
     """
     run_dir = resolve_run(run_dir)
     remedy = f"execute a training notebook with RUN_DIR = {str(run_dir)!r}; it goes on if it can"
@@ -318,10 +287,10 @@ def describe(run: Run) -> str:
     """Put a run's data, scores and where to look into a few lines."""
     lines = [f"{run.path}: {run.metrics['data']['description']}"]
     for name, row in run.metrics["scores"]["test"].items():
-        value, low, high = (
-            "?" if row[n] is None else f"{row[n]:.3f}" for n in ("value", "low", "high")
+        row = {n: "?" if x is None else f"{x:.3f}" for n, x in row.items()}
+        lines.append(
+            f"  test {name:<31} {row['value']}   95 % interval {row['low']} … {row['high']}"
         )
-        lines.append(f"  test {name:<31} {value}   95 % interval {low} … {high}")
     lines.append(f"  always the commonest class           {run.metrics['majority_baseline']:.3f}")
     return "\n".join([*lines, f"Look at {run.path / 'report.html'} and {run.path / 'figures'}"])
 
@@ -330,13 +299,9 @@ def fingerprint_data(table: pd.DataFrame) -> str:
     """Return a short checksum of ids, labels, groups, split and the sizes of the image files."""
     sizes = table["path"].map(lambda path: Path(path).stat().st_size)
     columns = table[["image_id", "label", "group", "split"]].assign(size=sizes)
-    return _digest(columns.to_csv(index=False).encode())[:16]
+    return hashlib.sha256(columns.to_csv(index=False).encode()).hexdigest()[:16]
 
 
 def checksum(path: Path) -> str:
     """Return the sha256 of a file."""
-    return _digest(path.read_bytes())
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -4,7 +4,7 @@ python tests/benchmarks/bench_layers.py [ROUNDS]
 
 In one run and in turn, so that a busy machine slows all alike: the original and the compact net at
 75x100, training and prediction, with Keras' layers and with those of helpers/training/layers.py, in
-the precision that `fit.choose_precision` takes; the original net as a user of plain Keras would
+the precision that `fit.set_up` takes; the original net as a user of plain Keras would
 train it (float32, compile("adam"), arrays in memory); PyTorch on the original net where torch is
 installed; and a product of two 4096 x 4096 matrices. Medians over the rounds, images/s. The last
 line holds the medians of the ratios: compact and cnn ours over Keras', plain ours over plain Keras.
