@@ -1,4 +1,4 @@
-"""What stands around `model.fit`: seeds, precision, class weights, checkpoints, progress."""
+"""What stands around `model.fit`: seeds, precision, checkpoints, progress."""
 
 import json
 import os
@@ -73,20 +73,6 @@ def choose_jit_compile() -> bool | str:
     """
     one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
     return "auto" if one_gpu else False
-
-
-def weigh_classes(labels: np.ndarray, power: float, classes: int) -> dict[int, float]:
-    """Compute class weights (N / (K n_k)) ** power, scaled so that the mean image weighs 1.
-
-    Args:
-        labels: int (N,), of the training part.
-        power: 0 no weights, 0.5 square root, 1 inverse frequency.
-        classes: number of classes; one that does not occur weighs 0.
-    """
-    counts = np.bincount(labels, minlength=classes)
-    weights = np.where(counts > 0, np.maximum(counts, 1.0) ** -power, 0.0)
-    weights *= len(labels) / (weights * counts).sum()
-    return {k: round(float(weight), 6) for k, weight in enumerate(weights)}
 
 
 @keras.saving.register_keras_serializable("skin_cancer_detection")
