@@ -14,6 +14,7 @@ LAST := notebooks/05_explain_predictions.ipynb notebooks/06_predict_images.ipynb
 TWO_CORES := -n 2 --dist loadfile
 NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
+export TF_ENABLE_ONEDNN_OPTS := 1
 
 .PHONY: run check test sample_grid lab notebooks format lock clean
 

@@ -3,7 +3,6 @@
 import hashlib
 import warnings
 
-import cv2
 import numpy as np
 import pandas as pd
 from sklearn.linear_model import LogisticRegression
@@ -12,16 +11,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from helpers.data.files import InputError, name_some, raise_problems
-from helpers.data.metadata import CLASSES, DUPLICATE_PAIRS, SPLITS
+from helpers.data.metadata import CLASSES, SPLITS
 
 PARTS = SPLITS
-PARTNERS = {a: b for pair in DUPLICATE_PAIRS for a, b in (pair, pair[::-1])}
 VALIDATION_FOLDS = 5  # one in five of the images outside the test part
 # What might tell the diagnosis without an image: how it was confirmed, the clinic, the patient.
 CLUES = (("dx_type",), ("dataset",), ("age", "sex", "localization"))
-WAVES = 16  # of a hash, in each direction; with 8, all small dark lesions are alike
-COPY_BITS = 20  # of 256, by which the hashes of copies may differ
-ROWS = 500  # images compared with all others at a time: bounds the memory
 
 
 def split_by_lesion(
@@ -158,49 +153,6 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
         method="predict_proba",
     )
     return probabilities
-
-
-def find_copies(table: pd.DataFrame, pixels: np.ndarray) -> pd.DataFrame:
-    """Find copies of one photograph under two lesion ids, and the pairs that were published.
-
-    A hash of an image is a bit for each of its lowest waves in grey: whether it is stronger than
-    their median. It finds a copy saved again, resized, re-lit or mirrored; not a second photograph
-    of the lesion.
-
-    Takes a row per image and uint8 (N, height, width, 3), 16 pixels or more each way; gives a row
-    per pair, the nearest first: first, second (row numbers, first < second), distance (bits, int)
-    and is_published (1 or 0: one of `DUPLICATE_PAIRS`, whatever its distance).
-
-    Source: pHash, Zauner, Implementation and Benchmarking of Perceptual Image Hash Functions, 2010.
-    """
-    signs, columns, found = _hash_waves(pixels), np.arange(len(table)), []
-    lesions = pd.factorize(table["lesion_id"])[0]
-    partners = pd.Index(table["image_id"]).get_indexer(table["image_id"].map(PARTNERS))
-    for start in range(0, len(table), ROWS):
-        rows = columns[start : start + ROWS, None]
-        distance = (WAVES**2 - np.max(signs[:, rows[:, 0]] @ signs[0].T, axis=0)) / 2
-        is_published = partners[rows] == columns
-        is_found = (distance <= COPY_BITS) & (lesions[rows] != lesions) | is_published
-        place = np.nonzero(is_found & (rows < columns))
-        first, second = place[0] + start, place[1]
-        found.append(np.column_stack([first, second, distance[place], is_published[place]]))
-    names = ["first", "second", "distance", "is_published"]
-    copies = pd.DataFrame(np.concatenate(found).astype(int), columns=names)
-    return copies.sort_values(["distance", "first", "second"], ignore_index=True)
-
-
-def _hash_waves(pixels: np.ndarray) -> np.ndarray:
-    """Hash images as they are and mirrored: float32 (4, N, 256) of 1 and -1."""
-    odd = (-1.0) ** np.arange(WAVES)  # the waves that change their sign in a mirror
-    hashes = np.empty((4, len(pixels), WAVES**2), np.float32)
-    for number, image in enumerate(pixels):
-        grey = cv2.resize(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), (64, 64))
-        waves = cv2.dct(grey.astype(np.float32))[:WAVES, :WAVES]
-        waves[0, 0] = 0  # the brightness
-        mirrored = [waves, waves * odd, waves * odd[:, None], waves * odd * odd[:, None]]
-        views = np.reshape(mirrored, (4, -1))
-        hashes[:, number] = np.where(views > np.median(views, axis=1, keepdims=True), 1, -1)
-    return hashes
 
 
 def _check_lesions(table: pd.DataFrame, folds: int) -> None:

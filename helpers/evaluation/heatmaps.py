@@ -16,6 +16,7 @@ from scipy.stats import t as student
 
 from helpers.data.files import InputError, raise_problems, replace_file, resolve_path
 from helpers.data.images import read_image
+from helpers.nets.models import rebuild_net
 
 VERDICT = "heat_verdict.json"
 BATCH = 32
@@ -227,49 +228,24 @@ def read_verdict(run) -> str:
     return found["verdict"] if found["files"] == run.metrics["files"] else ""
 
 
-def randomise_weights(model: keras.Model, seed: int, count: int | None = None) -> keras.Model:
-    """Copy a net whose last layers forget what they learned: their weights are shuffled.
+def randomise_weights(model: keras.Model, seed: int) -> keras.Model:
+    """Copy a net that forgets what it learned: the weights of each layer are shuffled.
 
     The sanity check of Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018: a map that
     stays the same when the net forgets does not show what it learned.
-
-    Args:
-        model: a Sequential or Functional net; it stays as it is.
-        seed: of the shuffling.
-        count: how many of `list_weighted_layers` forget, counted from the output; None: all.
     """
-    copy, rng = _copy_model(model), np.random.default_rng(seed)
-    weighted = [layer for layer in _list_operations(copy) if getattr(layer, "weights", None)]
-    if not 0 <= (count := len(weighted) if count is None else count) <= len(weighted):
-        raise ValueError(f"count is {count}: this net has {len(weighted)} layers with weights")
-    for layer in weighted[len(weighted) - count :]:
-        layer.set_weights([rng.permuted(w.ravel()).reshape(w.shape) for w in layer.get_weights()])
+    copy, rng = rebuild_net(model), np.random.default_rng(seed)
+    for layer in _list_operations(copy):
+        if getattr(layer, "weights", None):
+            weights = layer.get_weights()
+            layer.set_weights([rng.permuted(w.ravel()).reshape(w.shape) for w in weights])
     return copy
-
-
-def list_weighted_layers(model: keras.Model) -> list[str]:
-    """List the names of the layers that have weights, nested ones included, the output last."""
-    return [layer.name for layer in _list_operations(model) if getattr(layer, "weights", None)]
 
 
 def _list_operations(model: keras.Model) -> Iterator[keras.Operation]:
     """Walk through all that computes: layers, and operations such as the sum of two tensors."""
     for node in getattr(model, "operations", model.layers):
         yield from _list_operations(node) if isinstance(node, keras.Model) else [node]
-
-
-def _copy_model(model: keras.Model, change: Callable = lambda layer, config: None) -> keras.Model:
-    """Build a net anew, those nested in it too; `change` may edit a config or return a layer."""
-
-    def clone(node):
-        if not isinstance(node, layers.Layer):  # an operation, which has no weights
-            return node
-        config = node.get_config()
-        return change(node, config) or node.__class__.from_config(config)
-
-    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def _make_logit_model(model: keras.Model) -> keras.Model:
@@ -287,7 +263,7 @@ def _make_logit_model(model: keras.Model) -> keras.Model:
             config["activation"] = "linear"
         return None
 
-    return _copy_model(model, change)
+    return rebuild_net(model, change)
 
 
 def _find_map_layer(net: keras.Model, pixels: np.ndarray, name: str) -> keras.Operation:

@@ -3,7 +3,7 @@
 All take raw pixels, 0 … 255, and bring their own scaling.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
@@ -150,6 +150,23 @@ def _keep_statistics(body: keras.Model) -> None:
             layer.trainable = False
             for variable in learned:
                 variable.trainable = True
+
+
+def rebuild_net(model: keras.Model, change: Callable = lambda layer, config: None) -> keras.Model:
+    """Build a net anew, those nested in it too, with the same weights; compile it anew.
+
+    `change(layer, config)` may edit a layer's config, or return a layer to take its place.
+    """
+
+    def rebuild(node):
+        if not isinstance(node, layers.Layer):  # such as the sum of two tensors
+            return node
+        config = node.get_config()
+        return change(node, config) or type(node).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=rebuild, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
 
 
 def count_multiply_adds(model: keras.Model) -> int:

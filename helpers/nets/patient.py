@@ -12,10 +12,8 @@ import numpy as np
 import pandas as pd
 from keras import layers
 
-SEXES = ("male", "female")
-# The sites of HAM10000 but "unknown".
-SITES = ("abdomen", "acral", "back", "chest", "ear", "face", "foot", "genital", "hand")
-SITES += ("lower extremity", "neck", "scalp", "trunk", "upper extremity")
+from helpers.data.metadata import SEXES, SITES
+
 OLDEST = 120  # years
 # What the encoded columns mean, in their order. Saved models depend on it: change neither.
 COLUMNS = ("age / 100", "age missing", *SEXES, "sex missing", *SITES, "localization missing")

@@ -158,28 +158,6 @@ def plot_clues(clues: pd.DataFrame, chance: float, title: str) -> Figure:
     return figure
 
 
-def plot_pairs(pixels: np.ndarray, table: pd.DataFrame, pairs: pd.DataFrame) -> Figure:
-    """Draw pairs of images side by side, three pairs to a row.
-
-    Args:
-        pixels: uint8 (N, height, width, 3) in the order of the table.
-        table: a row per image, with the columns `image_id` and `dx`.
-        pairs: the table of `splits.find_copies`, a row or more.
-    """
-    rows = -(-len(pairs) // 3)
-    size = 9.6, rows * (1.6 * pixels.shape[1] / pixels.shape[2] + 0.5) + 0.3
-    figure, axs = plt.subplots(rows, 3, figsize=size, layout="constrained", squeeze=False)
-    for axes in axs.flat:
-        axes.axis("off")
-    for axes, pair in zip(axs.flat, pairs.itertuples(), strict=False):
-        both = [pair.first, pair.second]
-        axes.imshow(np.concatenate(pixels[both], axis=1))
-        names = " | ".join(table["image_id"].iloc[both] + " " + table["dx"].iloc[both])
-        axes.set_title(f"{names}\n{pair.distance} bits", fontsize=8)
-    figure.suptitle("Pairs of images under two lesion ids")
-    return figure
-
-
 def _order_classes(table: pd.DataFrame) -> list[str]:
     """List the classes that occur, the one with the most images first."""
     return table["dx"].value_counts().index.tolist()

@@ -249,37 +249,6 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
     return figure
 
 
-def plot_cost(table: pd.DataFrame, settings: pd.Series) -> Figure:
-    """Draw the test scores of `comparisons.tabulate_runs` against the seconds of training."""
-    figure, axs = _make_axes(1, 2, 9, 3.6)
-    for axes, score in zip(axs, ("balanced_accuracy", "auc"), strict=True):
-        sns.scatterplot(
-            x=table["seconds"], y=table[f"test_{score}"], hue=settings, style=settings,
-            palette="viridis", ax=axes, legend=score == "auc",
-        )  # fmt: skip
-        axes.set(title="test " + score.replace("_", " "), xlabel="training, seconds", ylabel="")
-    axs[1].legend(**LEGEND)
-    return figure
-
-
-def plot_cascade(correlations: pd.DataFrame) -> Figure:
-    """Draw how heat maps change while layer after layer forgets what it learned.
-
-    Args:
-        correlations: rank correlations with the map of the trained net, a row per image, a column
-            per number of layers that forgot.
-    """
-    figure, (axes,) = _make_axes(1, 1, 8, 3.2)
-    steps, low, high = correlations.columns, *correlations.quantile([0.25, 0.75]).to_numpy()
-    axes.fill_between(steps, low, high, color=LIGHT, alpha=0.5, label="middle half of the images")
-    axes.plot(steps, correlations.mean(), "o-", color=DARK, label="mean")
-    axes.axhline(0, **DASHED, label="unrelated maps")
-    axes.set(xlabel="layers with weights that forgot, counted from the output", xticks=steps)
-    axes.set(ylabel="rank correlation", ylim=(-1, 1.05), title="Maps of a net that forgets")
-    axes.legend(**LEGEND)
-    return figure
-
-
 def plot_agreement(agreement: pd.DataFrame) -> Figure:
     """Draw rank correlations between two kinds of heat maps, a row per image, a box per column."""
     figure, (axes,) = _make_axes(1, 1, 7, 2.6)

@@ -49,8 +49,11 @@ def export_run(run: Run, to: str) -> dict:
         problems.append(f"it has {len(run.model_paths)} models: export the runs it was made of")
     raise_problems(run.path, problems)
 
+    from helpers.nets.models import rebuild_net
+
     trained = load_model(run)
-    model = copy_in_float32(trained)
+    # In float32 throughout: not every runtime knows bfloat16.
+    model = rebuild_net(trained, lambda layer, config: config.update(dtype="float32"))
     height, width = trained.input_shape[1:3]
     pixels = _make_check_images((height, width))
     expected = model.predict(pixels, verbose=0)
@@ -82,20 +85,6 @@ def export_run(run: Run, to: str) -> dict:
     text = json.dumps(note, indent=2) + "\n"
     replace_file(target.parent / f"{to}.json", lambda path: path.write_text(text))
     return note
-
-
-def copy_in_float32(model):
-    """Copy a Keras model to compute in float32 throughout: not every runtime knows bfloat16."""
-    import keras
-
-    def rebuild(node):
-        if not isinstance(node, keras.Layer):  # such as the sum of two tensors
-            return node
-        return type(node).from_config({**node.get_config(), "dtype": "float32"})
-
-    copy = keras.models.clone_model(model, clone_function=rebuild, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
 
 
 def read_export(path: Path, to: str) -> Callable[[np.ndarray], np.ndarray]:

@@ -1,4 +1,4 @@
-"""What stands around `model.fit`: seeds, precision, checkpoints, progress."""
+"""What stands around `model.fit`: seeds, precision, checkpoints."""
 
 import json
 import os
@@ -11,7 +11,6 @@ import keras
 import numpy as np
 import pandas as pd
 import tensorflow as tf
-from tqdm.keras import TqdmCallback
 
 from helpers.data.files import is_interactive, replace_file
 
@@ -238,29 +237,6 @@ def _name_differences(there: dict, here: dict) -> str:
     return ", ".join(n + v if len(v) < 80 else n for n, v in zip(names, values, strict=True))
 
 
-class EpochLines(keras.callbacks.Callback):
-    """Prints one line per epoch, for runs that nobody watches."""
-
-    FIGURES = ("loss", "val_loss", "accuracy", "val_accuracy", "val_balanced_accuracy")
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Start the clock."""
-        self._start = time.perf_counter()
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Print the line."""
-        figures = ", ".join(f"{name} {logs[name]:.3f}" for name in self.FIGURES if name in logs)
-        seconds = time.perf_counter() - self._start
-        print(f"epoch {epoch + 1}/{self.params['epochs']}: {figures} ({seconds:.0f} s)", flush=True)
-
-
-def show_progress() -> keras.callbacks.Callback:
-    """Make the progress callback: one bar where a person watches, else a line per epoch."""
-    if not is_interactive():
-        return EpochLines()
-    progress = TqdmCallback(verbose=0)
-    # The validation figures alone: with all of them there is no room for the bar.
-    progress.on_epoch_end = progress.bar2callback(
-        progress.epoch_bar, pop=["loss", "accuracy", "balanced_accuracy"]
-    )
-    return progress
+def choose_verbose() -> int:
+    """Return `verbose` for `fit`: a bar (1) where a person watches, else a line per epoch (2)."""
+    return 1 if is_interactive() else 2

@@ -9,6 +9,8 @@ import keras
 import tensorflow as tf
 from keras import layers
 
+from helpers.nets.models import rebuild_net
+
 
 class FusedBatchNormalization(layers.BatchNormalization):
     """BatchNormalization of maps by TensorFlow's fused operation.
@@ -83,13 +85,9 @@ def to_keras(model: keras.Model) -> keras.Model:
 
 
 def _swap(model: keras.Model, others: dict[type, type]) -> keras.Model:
-    def rebuild(node):
-        if not isinstance(node, layers.Layer):  # such as the sum of two tensors
-            return node
-        return others.get(type(node), type(node)).from_config(node.get_config())
-
-    copy = keras.models.clone_model(model, clone_function=rebuild, recursive=True)
-    copy.set_weights(model.get_weights())
+    copy = rebuild_net(
+        model, lambda layer, config: others.get(type(layer), type(layer)).from_config(config)
+    )
     for variable, given in zip(copy.weights, model.weights, strict=True):
         variable.trainable = given.trainable  # as in a layer that keeps its statistics only
     return copy

@@ -10,6 +10,7 @@ from keras import layers
 
 from helpers import __main__ as command_line
 from helpers.data.files import InputError
+from helpers.nets import models
 from helpers.nets.patient import join_fields
 from helpers.runs import export, folder
 from helpers.training import layers as training_layers
@@ -84,7 +85,7 @@ def test_nested_nets_are_copied_in_float32_too():
     image = keras.Input((8, 8, 3), dtype="uint8")
     x = inner(layers.Rescaling(1 / 255, **half)(image))
     net = keras.Model(image, layers.Dense(3, **half)(layers.Flatten(**half)(x + x)))
-    copy = export.copy_in_float32(net)
+    copy = models.rebuild_net(net, lambda layer, config: config.update(dtype="float32"))
     assert {layer.compute_dtype for layer in copy._flatten_layers()} == {"float32"}
     pixels = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)
     assert copy.predict(pixels, verbose=0) == pytest.approx(

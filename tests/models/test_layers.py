@@ -66,9 +66,10 @@ def test_normalisation_trains_like_that_of_keras(dtype, tolerance):
         statistics = [layer.moving_mean.numpy(), layer.moving_variance.numpy()]
         asked = layer(images, training=False)
         found.append([*map(np.asarray, (answer, asked)), *statistics, *map(np.asarray, gradients)])
-    for expected, ours in zip(*found, strict=True):
+    for place, (expected, ours) in enumerate(zip(*found, strict=True)):
         expected, ours = expected.astype("float32"), ours.astype("float32")
-        assert np.abs(ours - expected).max() <= 3 * tolerance * max(np.abs(expected).max(), 1)
+        allowed = max(tolerance, 5e-5) if place > 3 else tolerance  # gradients are long sums
+        assert np.abs(ours - expected).max() <= 3 * allowed * max(np.abs(expected).max(), 1)
 
 
 @pytest.mark.parametrize("rate", [0.25, 0.5, 0.1])

@@ -292,28 +292,10 @@ def test_best_epoch_is_kept_or_without_patience_the_last(patience, kept, ended, 
     assert model.get_weights()[0] == kept
 
 
-def test_one_line_per_epoch_when_nobody_watches(capsys, monkeypatch):
-    monkeypatch.setattr(fit, "is_interactive", lambda: False)
-    lines = fit.show_progress()
-    lines.set_params({"epochs": 3})
-    lines.on_epoch_begin(1)
-    lines.on_epoch_end(1, {"loss": 1.5, "accuracy": 0.25, "val_loss": 2.0})
-    out = capsys.readouterr().out
-    assert out == "epoch 2/3: loss 1.500, val_loss 2.000, accuracy 0.250 (0 s)\n"
-
-
-def test_one_bar_where_a_person_watches(capsys, monkeypatch):
-    monkeypatch.setattr(fit, "is_interactive", lambda: True)
-    progress = fit.show_progress()
-    progress.set_params({"epochs": 3, "steps": 1})
-    progress.on_train_begin()
-    for epoch in range(3):
-        progress.on_epoch_begin(epoch)
-        progress.on_epoch_end(epoch, {"loss": 1.0, "val_loss": 2.0})
-    progress.on_train_end()
-    out, err = capsys.readouterr()
-    assert "3/3" in err and "val_loss=" in err
-    assert " loss=" not in err and out == ""
+@pytest.mark.parametrize(("watched", "lines"), [(True, 1), (False, 2)])
+def test_progress_is_a_bar_where_a_person_watches_else_a_line(watched, lines, monkeypatch):
+    monkeypatch.setattr(fit, "is_interactive", lambda: watched)
+    assert fit.choose_verbose() == lines
 
 
 def train_on_two_devices(folder):

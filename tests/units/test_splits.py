@@ -1,6 +1,5 @@
 """The split: whole lesions, every class in every part; and what a careless one gives away."""
 
-import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import balanced_accuracy_score
 
-from helpers.data import drawing, splits
+from helpers.data import splits
 from helpers.data.files import InputError
-from helpers.data.metadata import CLASSES, DUPLICATE_PAIRS
+from helpers.data.metadata import CLASSES
 
 
 def make_table(lesions_per_class, seed):
@@ -174,41 +173,3 @@ def test_known_and_missing_ages_are_both_used_and_classes_that_do_not_occur_get_
     assert splits.list_clues(table)["age, sex"] == ["age", "sex"]
     assert score(table, ["age", "sex"]) == 1
     assert (splits.predict_from_columns(table, ["age"])[:, 2:] == 0).all()
-
-
-def resize(image, width, height):
-    return cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-
-
-ALTERATIONS = {
-    "copied": lambda image: image,
-    "saved again": lambda image: cv2.imdecode(cv2.imencode(".jpg", image)[1], cv2.IMREAD_COLOR),
-    "half the size": lambda image: resize(image, 300, 225),
-    "darker": lambda image: np.uint8(image * 0.8),
-    "mirrored": lambda image: image[:, ::-1],
-    "upside down": lambda image: image[::-1],
-    "turned by 180 degrees": lambda image: image[::-1, ::-1],
-}
-
-
-def test_copies_of_a_photograph_are_found_and_no_others():
-    classes = ("nv", "nv", "nv", "mel", "bkl", "bcc", "df")
-    images = [drawing.draw_lesion(dx, np.random.default_rng(i))[0] for i, dx in enumerate(classes)]
-    copies = [alter(image) for alter, image in zip(ALTERATIONS.values(), images, strict=True)]
-    pixels = np.stack([resize(image, 100, 75) for image in [*images, *copies, copies[0]]])
-    ids = [f"ISIC_{n}" for n in range(15)]
-    table = pd.DataFrame({"image_id": ids, "lesion_id": [*"abcdefghijklmna"]})
-    found = splits.find_copies(table, pixels)
-    expected = {(n, n + 7) for n in range(7)} | {(7, 14)}  # 0 and 14 are one lesion already
-    assert set(zip(found["first"], found["second"], strict=True)) == expected
-    assert found["distance"].iloc[0] == 0
-    assert not found["is_published"].any()
-
-
-def test_published_pairs_are_found_whatever_they_look_like():
-    (first, second), (alone, _) = DUPLICATE_PAIRS[:2]
-    table = pd.DataFrame({"image_id": [alone, second, "x", first], "lesion_id": list("abcd")})
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 20, 30, 3), np.uint8)
-    found = splits.find_copies(table, pixels)
-    assert found[["first", "second", "is_published"]].to_numpy().tolist() == [[1, 3, 1]]
-    assert splits.find_copies(table[:3], pixels[:3]).empty
