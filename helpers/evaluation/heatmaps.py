@@ -33,13 +33,10 @@ def compute_grad_cam(
     """Compute Grad-CAM, place by place: where the feature maps of a layer speak for a class.
 
     The maps times the gradient of the class's logit with respect to them, summed over the maps;
-    what is negative becomes zero. That is HiResCAM (Draelos & Carin, Use HiResCAM instead of
-    Grad-CAM for faithful explanations of convolutional neural networks, arXiv:2011.08891, 2020).
-    Grad-CAM itself (Selvaraju et al., ICCV 2017) takes the gradient's mean over the image: on maps
-    of an earlier, finer layer its heat fell on HAM10000's lesions no more than by their area.
-
-    The logit is what goes into the softmax: the gradient of the probability vanishes where the net
-    is sure. A float32 copy of the net is taken, since float16 may round gradients to zero.
+    what is negative becomes zero: HiResCAM (Draelos & Carin, arXiv:2011.08891, 2020). Grad-CAM
+    itself (Selvaraju et al., ICCV 2017) takes the gradient's mean over the image: on maps of an
+    earlier, finer layer its heat fell on HAM10000's lesions no more than by their area. The logit,
+    and float32: the gradient of a probability vanishes where the net is sure.
 
     Args:
         model: a Sequential or Functional net, perhaps with others nested in it, that ends in a
@@ -70,8 +67,8 @@ def compute_occlusion(
 ) -> np.ndarray:
     """Compute occlusion sensitivity: how the probability falls where a square hides the image.
 
-    Zeiler & Fergus, Visualizing and Understanding Convolutional Networks, ECCV 2014, but the square
-    is not grey, a new object on skin: it has the median colour of the image's frame, mostly skin.
+    Zeiler & Fergus, ECCV 2014, but the square has the median colour of the image's frame, mostly
+    skin: a grey one would be a new object.
 
     Args:
         model: takes uint8 (N, height, width, 3) and gives probabilities (N, K).

@@ -24,7 +24,6 @@ MODELS = ("compact", *NETS)
 # Keras' default of 0.99 forgets the initial statistics only after some 500 steps: on the sample,
 # validation would be worse than chance for many epochs while training goes well.
 MOMENTUM = 0.9
-SMALLEST_SIDE = 22  # pixels; three 3x3 convolutions with 2x2 pooling, as in the original net
 SMALLEST_PRETRAINED = 32  # pixels; keras.applications refuses less
 STAGE_SIDE = 32  # pixels of the shorter side, at most, where the compact net begins its stages
 
@@ -127,29 +126,12 @@ def _build_pretrained(
             remedy = "copy the file that Keras would download, without the top, from a machine "
             remedy += "with a network, and give its path as WEIGHTS"
             raise_problems(f"{name}: {source}", [f"no weights ({error}): {remedy}"])
-        _keep_statistics(body)
     # Not the constructor's `name`, from which EfficientNetV2 reads its structure.
     body = keras.Model(body.input, body.output, name=name)
     image = keras.Input((*size, 3), dtype="uint8", name="image")
     features = body(layers.Rescaling(1.0)(image))  # a cast to the precision of the policy
     answer = _answer(layers.Dropout(0.2)(features), classes)
     return keras.Model(image, answer, name=name.lower())
-
-
-def _keep_statistics(body: keras.Model) -> None:
-    """Let BatchNormalization use and keep the statistics it has, while its weights may be learned.
-
-    In fine-tuning, statistics of small batches would undo what the body has learned (Keras guide
-    "Transfer learning & fine-tuning"). The guide calls the body with `training=False`, but in
-    Keras 3 `fit` overrides that (github.com/keras-team/keras/issues/20285). A layer that is not
-    trainable does use its statistics; scale and offset are then made trainable again.
-    """
-    for layer in body.layers:
-        if isinstance(layer, layers.BatchNormalization):
-            learned = layer.trainable_variables
-            layer.trainable = False
-            for variable in learned:
-                variable.trainable = True
 
 
 def rebuild_net(model: keras.Model, change: Callable = lambda layer, config: None) -> keras.Model:

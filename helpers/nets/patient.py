@@ -101,11 +101,6 @@ def fold_missing(model: keras.Model) -> keras.Model:
     """
     if len(model.inputs) == 1:
         return model
-    shapes = {tensor.name: tuple(tensor.shape) for tensor in model.inputs}
-    is_joined = {layer.name for layer in model.layers} >= {_HIDDEN, _JOINED}
-    if not is_joined or shapes.get("fields") != (None, len(COLUMNS)):
-        wanted = f"one of join_fields, with fields of {len(COLUMNS)} columns"
-        raise ValueError(f"{model.name} has the inputs {shapes}: wanted is {wanted}")
     features, _ = model.get_layer(_JOINED).input
     hidden = keras.ops.convert_to_numpy(model.get_layer(_HIDDEN)(MISSING[None]))[0]
     last = model.layers[-1]

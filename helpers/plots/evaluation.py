@@ -249,16 +249,6 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
     return figure
 
 
-def plot_agreement(agreement: pd.DataFrame) -> Figure:
-    """Draw rank correlations between two kinds of heat maps, a row per image, a box per column."""
-    figure, (axes,) = _make_axes(1, 1, 7, 2.6)
-    sns.boxplot(agreement, orient="h", width=0.5, color=DARK, fill=False, ax=axes)
-    sns.stripplot(agreement, orient="h", color=MIDDLE, alpha=0.5, size=3, ax=axes)
-    axes.axvline(0, **DASHED)
-    axes.set(title="Do two methods agree?", xlabel="rank correlation", xlim=(-1.05, 1.05))
-    return figure
-
-
 def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
     """Draw the heat's mean share of each area by true class, right and wrong answers apart.
 

@@ -90,8 +90,7 @@ def training_batches(
     Args:
         pixels, labels, rows: the images, and which of them to train on.
         batch_size: images per batch and GPU; the last batch of an epoch may be smaller.
-        seed: of the order and of the augmentation.
-        first_epoch: the epoch to begin with, from 0.
+        seed, first_epoch: of order and augmentation; the epoch to begin with, from 0.
         augment: vary the images by `vary_images`.
         fields: float32 (N, D) of `patient.encode_fields`; some are dropped at random.
     """

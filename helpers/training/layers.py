@@ -85,9 +85,6 @@ def to_keras(model: keras.Model) -> keras.Model:
 
 
 def _swap(model: keras.Model, others: dict[type, type]) -> keras.Model:
-    copy = rebuild_net(
+    return rebuild_net(
         model, lambda layer, config: others.get(type(layer), type(layer)).from_config(config)
     )
-    for variable, given in zip(copy.weights, model.weights, strict=True):
-        variable.trainable = given.trainable  # as in a layer that keeps its statistics only
-    return copy

@@ -49,7 +49,7 @@ def time_net(name: str, precision: str) -> dict:
     net = build_original() if name == "cnn" else nets.models.build_net(name, SIZE)
     net = training.layers.speed_up(net)
     net.compile(
-        training.optimizers.make_optimizer(net, 0.001, optimizer, 0.02),
+        training.optimizers.make_optimizer(0.001, optimizer, 0.02),
         "sparse_categorical_crossentropy",
         metrics=["accuracy", training.fit.BalancedAccuracy(7)],
         jit_compile=training.fit.choose_jit_compile(),

@@ -108,25 +108,6 @@ def test_saved_net_needs_nothing_of_this_project(net, tmp_path):
     assert loaded.predict(IMAGES, verbose=0) == pytest.approx(net.predict(IMAGES, verbose=0))
 
 
-def test_body_that_keeps_its_statistics_learns_the_same():
-    """A normalisation that is not trainable, but whose scale and offset are."""
-    body = keras.Sequential([keras.Input((8, 10, 3)), layers.BatchNormalization()])
-    body.layers[0].trainable = False
-    for variable in (body.layers[0].gamma, body.layers[0].beta):
-        variable.trainable = True
-    net = keras.Sequential([body, layers.Flatten(), layers.Dense(3, activation="softmax")])
-    fast, found = speed_up(net), []
-    for model in (net, fast):
-        loss = "sparse_categorical_crossentropy"
-        model.compile("sgd", loss, metrics=["accuracy"], jit_compile=False)
-        model.train_on_batch(IMAGES, np.arange(16) % 3)
-        found.append(model.get_weights())
-    for back in (fast, to_keras(fast)):
-        assert len(back.trainable_variables) == len(net.trainable_variables) == 4
-    for ours, expected in zip(*found, strict=True):
-        assert ours == pytest.approx(expected, abs=1e-5)
-
-
 def test_shared_masks_and_rates_without_a_byte_are_those_of_keras():
     ones = np.ones((4, 6, 6, 8), "float32")
     masks = np.asarray(ByteDropout(0.5, noise_shape=(4, 1, 1, 8), seed=1)(ones, training=True))

@@ -1,4 +1,4 @@
-"""Learning rates, Muon for kernels of convolutions against NumPy and AdamW, and fine-tuning."""
+"""Learning rates, Muon for kernels of convolutions against NumPy and AdamW."""
 
 import keras
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 from keras import layers
 
 from helpers.training import optimizers
-from helpers.training.optimizers import ConvolutionMuon, FineTuning
+from helpers.training.optimizers import ConvolutionMuon
 
 
 def test_cosine_schedule_warms_up_and_ends_at_zero():
@@ -76,14 +76,10 @@ def name_changes(before, after):
     return {path for path in before if not np.allclose(before[path], after[path], atol=1e-7)}
 
 
-BODY = {"kernels/kernel", "kernels/bias", "norm/gamma", "norm/beta"}
-HEAD = {"last/kernel", "last/bias"}
-
-
 def test_all_but_kernels_of_convolutions_is_left_to_adamw():
     model, twin = make_model(), make_model()
-    *_, found = take_steps(model, optimizers.make_optimizer(model, 0.01, "muon", 0.1), 3)
-    *_, expected = take_steps(twin, optimizers.make_optimizer(twin, 0.01, "adam", 0.1), 3)
+    *_, found = take_steps(model, optimizers.make_optimizer(0.01, "muon", 0.1), 3)
+    *_, expected = take_steps(twin, optimizers.make_optimizer(0.01, "adam", 0.1), 3)
     assert name_changes(found, expected) == {"kernels/kernel"}
 
 
@@ -91,7 +87,7 @@ def test_all_but_kernels_of_convolutions_is_left_to_adamw():
 def test_biases_and_normalisation_do_not_decay(name):
     model = make_model()
     model.get_layer("last").bias.assign([1.0, 2.0, 3.0])
-    optimizer = optimizers.make_optimizer(model, 0.1, name, 1.0)
+    optimizer = optimizers.make_optimizer(0.1, name, 1.0)
     before, after = take_steps(model, optimizer, 1, gradients=0)
     assert name_changes(before, after) == {"kernels/kernel", "last/kernel"}
     shrunk = before["last/kernel"] * (1 - 0.1 * 1.0)
@@ -100,38 +96,8 @@ def test_biases_and_normalisation_do_not_decay(name):
 
 def test_without_weight_decay_adam_is_that_of_keras():
     model, twin = make_model(), make_model()
-    *_, found = take_steps(model, optimizers.make_optimizer(model, 0.01, "adam"), 3)
+    *_, found = take_steps(model, optimizers.make_optimizer(0.01, "adam"), 3)
     *_, expected = take_steps(twin, keras.optimizers.Adam(0.01), 3)
     assert not name_changes(found, expected)
-    with pytest.raises(ValueError, match="'sgd': choose adam, muon or fine-tuning"):
-        optimizers.make_optimizer(model, 0.01, "sgd")
-
-
-def test_body_moves_after_the_head_steps_and_not_before():
-    model = make_model()
-    optimizer = optimizers.make_optimizer(model, 0.01, "fine-tuning", 0.1, head_steps=3)
-    start, *rest = take_steps(model, optimizer, 4)
-    assert [name_changes(start, values) for values in rest] == [HEAD] * 3 + [HEAD | BODY]
-
-
-def test_body_learns_like_adam_at_its_share_of_the_rate_and_does_not_decay():
-    model, as_body, as_head = make_model(), make_model(), make_model()
-    optimizer = FineTuning(0.03, 0.5, head="last", head_steps=0, body_rate=0.25)
-    *_, found = take_steps(model, optimizer, 3)
-    *_, body = take_steps(as_body, keras.optimizers.Adam(0.03 * 0.25), 3)
-    *_, head = take_steps(as_head, keras.optimizers.AdamW(0.03, 0.5), 3)
-    assert name_changes(found, body) == HEAD
-    assert name_changes(found, head) == BODY
-
-
-def test_fine_tuning_is_made_again_from_its_configuration():
-    optimizer = FineTuning(0.03125, 0.5, head="last", head_steps=5, body_rate=0.25)
-    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
-    assert isinstance(again, FineTuning) and again.get_config() == optimizer.get_config()
-
-
-@pytest.mark.parametrize("head", ["top", "last"])
-def test_fine_tuning_refuses_a_head_with_none_or_all_of_the_weights(head):
-    variables = make_model().get_layer("last").trainable_variables
-    with pytest.raises(ValueError, match=f"'{head}' is not a layer with some of the weights"):
-        FineTuning(0.1, head=head).build(variables)
+    with pytest.raises(ValueError, match="'sgd': choose adam or muon"):
+        optimizers.make_optimizer(0.01, "sgd")

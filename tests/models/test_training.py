@@ -180,7 +180,7 @@ def make_model(rate=0.01, units=8, plain=False, optimizer="muon"):
     model = model if plain else speed_up(model)
     scheduled = optimizers.make_learning_rate(rate, "cosine", 3 * EPOCHS)
     model.compile(
-        optimizers.make_optimizer(model, scheduled, optimizer, 0.1),
+        optimizers.make_optimizer(scheduled, optimizer, 0.1),
         "sparse_categorical_crossentropy",
         metrics=[fit.BalancedAccuracy(7)],
         jit_compile=fit.choose_jit_compile(),
