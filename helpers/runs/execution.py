@@ -88,14 +88,15 @@ def find_run(run_dir: str | Path = "", image_only: bool = False) -> Run:
     Without one: that which the environment variable LAST_RUN names, else the last finished one
     below runs/, else the first one of the sample's experiment, executed now.
     """
-    if path := run_dir or _find_last_run():
+    if path := run_dir or find_last_run():
         return folder.load_run(path, image_only)
     first = experiments.read_experiment(SAMPLE).runs[0]
     execute_notebook(first.notebook, first.path, first.parameters)
     return folder.load_run(first.path, image_only)
 
 
-def _find_last_run() -> str | Path | None:
+def find_last_run() -> str | Path | None:
+    """Find the folder that LAST_RUN names, else the last finished one below runs/, if any."""
     if named := os.environ.get("LAST_RUN"):
         return named
     paths = folder.resolve_run("runs").rglob(folder.METRICS)
@@ -112,7 +113,7 @@ def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Ru
     sample's experiment, executed now. Returned are the folder, its finished runs, what became of
     the others that an experiment names, as of `experiments.load_runs`, and its ensembles.
     """
-    if not where and (last := _find_last_run()):
+    if not where and (last := find_last_run()):
         where = folder.resolve_run(last).parent
     if not where or str(where).endswith((".yaml", ".yml")):
         experiment = experiments.read_experiment(where or SAMPLE)

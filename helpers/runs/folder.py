@@ -26,6 +26,7 @@ PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-h
 METRICS, HISTORY, MODEL = "metrics.json", "history.csv", "model.keras"
 PREDICTIONS, IMAGE_ONLY = "predictions.csv", "predictions_image_only.csv"
 KERNEL_LOCK = ".kernel.lock"
+BOX = "models/ham10000"  # the run that comes with the project
 # What is made of a run later, and would not belong to one made anew in the same folder.
 LATER = ("MODEL_CARD.md", "export", "figures", "submission.csv", "*novelty*", "*verdict*", "*judg*")
 # Parameters of all notebooks: the lowest and highest value of a number, or a list of choices.

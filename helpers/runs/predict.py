@@ -17,8 +17,8 @@ from helpers.data import images
 from helpers.data.files import InputError, name_some, raise_problems
 from helpers.evaluation import calibration, challenge, novelty
 from helpers.evaluation.predictions import Predictions
-from helpers.runs.execution import find_run
-from helpers.runs.folder import Run, load_model, load_run
+from helpers.runs.execution import find_last_run
+from helpers.runs.folder import BOX, METRICS, Run, load_model, load_run, resolve_run
 from helpers.runs.own_images import check_output, find_images, write_answers
 
 # TensorFlow is imported only once the arguments are known to be right.
@@ -231,8 +231,9 @@ def describe_answers(classifier: Classifier, table: pd.DataFrame) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the command line's verb predict."""
     add, default = parser.add_argument, novelty.FALSE_ALARM_RATE
-    add("images", nargs="*", metavar="IMAGE|FOLDER", help="folders with everything below them")
-    text = "a finished run; several answer together (without: the last finished run)"
+    text = "folders with everything below them; the folder of a run counts as --run"
+    add("images", nargs="*", metavar="IMAGE|FOLDER", help=text)
+    text = f"a finished run; several answer together (without: the last finished one, else {BOX})"
     add("--run", action="append", default=[], metavar="RUN_DIR", help=text)
     add("--csv", type=Path, help="write the answers there; without: print them")
     add("--isic", type=Path, help="write a CSV as the ISIC 2018 challenge takes it")
@@ -257,17 +258,17 @@ def run(options: argparse.Namespace) -> int:
         InputError: everything that is wrong with the arguments.
     """
     problems = [text for path in (options.csv, options.isic) if path for text in check_output(path)]
-    paths, left_out = _collect(problems, find_images, options.images) or ([], [])
-    runs = [_collect(problems, load_run, path) for path in options.run]
+    of_runs = [path for path in options.images if (resolve_run(path) / METRICS).is_file()]
+    given = [path for path in options.images if path not in of_runs]
+    paths, left_out = _collect(problems, find_images, given) or ([], [])
+    runs = [_collect(problems, load_run, path) for path in [*options.run, *of_runs]]
     if options.isic and len(paths) > len(stems := {path.stem for path in paths}):
         found = f"{len(paths)} files but {len(stems)} different names"
         problems.append(f"--isic names images by their file without its ending: {found}")
     raise_problems("predict", problems)
-    warn = not options.no_novelty
-    classifier = load_classifier(
-        runs or [find_run()], options.accuracy, options.views, warn, options.false_alarms,
-        options.data_dir,
-    )  # fmt: skip
+    runs = runs or [load_run(find_last_run() or BOX)]
+    settings = options.accuracy, options.views, not options.no_novelty, options.false_alarms
+    classifier = load_classifier(runs, *settings, options.data_dir)
     if options.isic and set(classifier.classes) != {name.lower() for name in challenge.COLUMNS}:
         raise InputError(classifier.runs[0].path, ["--isic needs the classes of HAM10000"])
     table = predict_images(classifier, paths)

@@ -195,7 +195,7 @@ def test_submission_holds_the_answered_images(runs, tmp_path):
     save_picture(tmp_path / "b.png")
     (tmp_path / "a.png").write_bytes(b"")
     submission = tmp_path / "out" / "isic.csv"
-    arguments = [tmp_path, "--run", runs[0].path, "--isic", submission, "--no-novelty"]
+    arguments = [runs[0].path, tmp_path, "--isic", submission, "--no-novelty"]  # as with --run
     assert call(*arguments) == predict.SOME_NOT_ANSWERED
     table = pd.read_csv(submission)
     assert table["image"].tolist() == ["b"]
@@ -205,7 +205,7 @@ def test_submission_holds_the_answered_images(runs, tmp_path):
 def test_all_problems_of_the_arguments_are_named_before_any_work(runs, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    wrong = [tmp_path / "empty", runs[0].path, "--run", tmp_path / "none"]
+    wrong = [tmp_path / "empty", runs[0].path.parent, "--run", tmp_path / "none"]
     with pytest.raises(InputError) as caught:
         call(*wrong, "--csv", tmp_path / "file" / "a.csv", "--isic", tmp_path)
     said = str(caught.value)
