@@ -112,7 +112,7 @@ def write_table(table: pd.DataFrame) -> str:
 def main(folders: list[str]) -> None:
     """Update scores.csv and RESULTS.md."""
     table = collect(folders)
-    table.to_csv(FILE, index=False, float_format="%.5g")
+    table.to_csv(FILE, index=False, float_format="%.6g")
     start, rest = PAGE.read_text(encoding="utf-8").split(MARKS[0])
     end = rest.split(MARKS[1])[1]
     text = start + MARKS[0] + write_table(pd.read_csv(FILE)) + MARKS[1] + end

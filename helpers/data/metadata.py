@@ -39,7 +39,8 @@ _SPELLINGS = {
     "df": "dermatofibroma dermatofibromas",
     "mel": "melanoma melanomas malignantmelanoma",
     "nv": "nev nevus nevi naevus naevi melanocyticnevus melanocyticnevi melanocyticnaevi mole",
-    "vasc": "vascular vascularlesion vascularlesions angioma hemangioma",
+    "vasc": "vascular vascularlesion vascularlesions vasclesion vasclesions angioma angiomas "
+    "hemangioma haemangioma angiokeratoma pyogenicgranuloma pyogenicgranulomas",
 }
 _CLASS_OF = {word: dx for dx in CLASSES for word in (dx, *_SPELLINGS[dx].split())}
 
@@ -55,8 +56,10 @@ _COLUMN_NAMES = {
     **dict.fromkeys(("anatom_site_general", "region"), "localization"),
 }
 _COLUMN_NAMES |= {"diagnosis_confirm_type": "dx_type", "age_approx": "age", "gender": "sex"}
-_MISSING = {"", "-", "?", ".", "na", "n/a", "n.a.", "#n/a", "<na>", "nan", "none", "null", "nil"}
-_MISSING |= {"\N{EN DASH}", "\N{EM DASH}", "unk", "unknown", "missing", "not available"}
+# Words for a missing value, in lower case and without spaces and signs.
+_MISSING = {"", "na", "nan", "nat", "none", "null", "nil", "unk", "unknown", "missing", "undefined"}
+_MISSING |= {"notavailable", "notapplicable", "notspecified", "unspecified", "notknown"}
+_MISSING |= {"notreported", "notrecorded", "notgiven"}
 # The words of HAM10000, and what others write for them.
 SEXES = ("male", "female")
 SITES = ("abdomen", "acral", "back", "chest", "ear", "face", "foot", "genital", "hand")
@@ -175,16 +178,30 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def find_class(word: str) -> str:
-    """Give the class that a word means in any common spelling, "" if none."""
-    key = re.sub(r"^\d+|[\W_]+", "", word.casefold())
-    return _CLASS_OF.get(re.sub("^(actinickeratos[ei]s)(and)?(bowen|intraepi).*", r"\1", key), "")
+    """Give the class that a word means in any common spelling, "" if none.
+
+    Numbers around it do not count, nor does a second spelling in brackets: "3. Melanoma (MEL) 12".
+    """
+    found = set()
+    for part in re.split(r"[()\[\]]", word.casefold()):
+        key = re.sub(r"^\d+|\d+$", "", re.sub(r"[\W_]+", "", part))
+        key = re.sub("^(actinickeratos[ei]s)(and|or)?(bowen|intraepi).*", r"\1", key)
+        if key:
+            found.add("akiec" if key.startswith("intraepithelialcarc") else _CLASS_OF.get(key, ""))
+    return found.pop() if len(found) == 1 else ""
+
+
+def is_missing(values: pd.Series) -> pd.Series:
+    """Tell which strings stand for a missing value, in any common spelling."""
+    words = values.str.casefold()
+    return (words == "-1") | words.str.replace(r"[\W_]+", "", regex=True).isin(_MISSING)
 
 
 def clean_id(text: str) -> str:
-    """Give an image's id in one Unicode form, without a file's ending, ISIC in capitals."""
-    text = unicodedata.normalize("NFC", text)
+    """Give an image's id in one Unicode form, without folder and ending, ISIC in capitals."""
+    text = re.split(r"[/\\]", unicodedata.normalize("NFC", text))[-1]
     stem, dot, suffix = text.rpartition(".")
-    text = stem if dot + suffix.lower() in IMAGE_SUFFIXES else text
+    text = stem if dot + suffix.lower() in (*IMAGE_SUFFIXES, ".gif", ".jp2", ".heic") else text
     return text.upper() if re.fullmatch(r"isic_\d+", text, re.IGNORECASE) else text
 
 
@@ -208,6 +225,11 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     if "pixel0000" in read_header(path):
         problem = "it holds pixels without image ids; get the images and HAM10000_metadata.csv"
         return None, [f"{problem} instead: python -m helpers download --help"]
+    data = path.read_bytes() if path.is_file() else b""
+    if data[:2] in (b"PK", b"\xd0\xcf"):
+        return None, ["it is a spreadsheet, whatever its ending says; save it as CSV in UTF-8"]
+    if b"\0" in data[:100] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        return None, ["it is UTF-16 without its mark, or no text; save it as CSV in UTF-8"]
     try:
         lines = list(_split_lines(path.read_bytes()))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -231,12 +253,12 @@ def _split_lines(data: bytes, errors: str = "strict") -> Iterator[tuple[int, lis
     is_utf16 = data[:2] in (b"\xff\xfe", b"\xfe\xff")
     text = data.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
     first = "".join(text.lstrip()[: 2**17].splitlines()[:1])  # also where \r alone ends a line
-    mark = re.match(r'"?sep=([,;|\t])', first, re.IGNORECASE)
+    mark = re.match(r'"?sep\s*=\s*([,;|\t])', first, re.IGNORECASE)
     delimiter = mark[1] if mark else max(",\t;|", key=first.count)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
     for row in reader:
         row = [value.strip() for value in row]
-        if any(row) and not (mark and row[0].lower().startswith("sep=")):
+        if any(row) and not (mark and re.match(r"sep\s*=", row[0], re.IGNORECASE)):
             yield reader.line_num, row
 
 
@@ -253,7 +275,7 @@ def _clean_values(values: pd.Series) -> pd.Series:
     column = values.name
     if column == "image_id":
         return values.map(clean_id)
-    values = values.mask(values.str.casefold().isin(_MISSING), "")
+    values = values.mask(is_missing(values), "")
     if column == "dx":
         return values.map(lambda word: find_class(word) or word)
     if column in _WORDS:
@@ -277,6 +299,7 @@ def _check_rows(table: pd.DataFrame, required: Iterable[str]) -> list[str]:
     problems = [f"it lacks the columns {', '.join(absent)}; it has {has}"] if absent else []
     checks = [
         ("image_id", lambda ids: ids == "", "must be filled in"),
+        ("lesion_id", _is_rounded, "was rounded by a spreadsheet; format the column as text"),
         ("image_id", lambda ids: ids.duplicated(keep=False) & (ids != ""), "must be there once"),
         ("dx", lambda dx: ~dx.isin(CLASSES), f"must be one of {', '.join(CLASSES)}"),
         ("age", lambda age: (age != "") & ~_parse_numbers(age).between(0, 120), "must be 0 to 120"),
@@ -293,6 +316,11 @@ def _check_rows(table: pd.DataFrame, required: Iterable[str]) -> list[str]:
             names = _name_lines(several["lesion_id"] + " is " + several["dx"])
             problems.append(f"a lesion has one dx: {names}; correct dx or lesion_id")
     return problems
+
+
+def _is_rounded(ids: pd.Series) -> pd.Series:
+    """Tell which ids a spreadsheet has turned into powers of ten, such as 1.23E+11."""
+    return ids.str.fullmatch(r"\d+([.,]\d+)?[eE]\+?\d+") & ids.str.contains("[.,+]")
 
 
 def _name_lines(values: pd.Series) -> str:

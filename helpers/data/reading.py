@@ -22,6 +22,7 @@ __all__ = ["CLASSES", "CLASS_NAMES", "DUPLICATE_PAIRS", "read_dataset", "read_me
 
 # Weight 0 in the official scorer (PyPI isic-challenge-scoring); not in Dataverse's archive.
 UNSCORED_IMAGE = "ISIC_0035068"
+PACKED = (".zip", ".tar", ".gz", ".xlsx", ".xls", ".ods", ".numbers", ".txt")
 
 
 def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
@@ -60,16 +61,21 @@ def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
         table, more = _read_arrays(arrays[0])
     elif is_sorted:
         table, more = _read_classes(where, images)
+        others = [p for p in files if p not in images and _find_word(p, where, metadata.find_class)]
+        if others:
+            names = name_some(path.relative_to(where) for path in others)
+            told = f"{len(others)} files in folders of classes are left out: {names}"
+            warnings.warn(f"{told}; images are {', '.join(IMAGE_SUFFIXES)}", stacklevel=2)
     else:
         more = [
             "no table of diagnoses (HAM10000_metadata.csv) in it, no folders of images that are "
             "named by class, no DermaMNIST .npz; get the data by python -m helpers download --help"
         ]
     problems += more
-    packed = [path.name for path in files if path.suffix.lower() in (".zip", ".xlsx", ".ods")]
+    packed = [path.name for path in files if path.suffix.lower() in PACKED]
     if problems and packed:
-        problems.append(f"unpack {name_some(packed)} (save a spreadsheet as CSV)")
-    raise_problems(folder, problems)
+        problems.append(f"unpack {name_some(packed)}, or save it as CSV in UTF-8 if it is a table")
+    raise_problems(where.absolute(), problems)
     return metadata.complete_table(table, tables[0].name if tables else where.name)
 
 
@@ -77,7 +83,7 @@ def _list_files(folder: Path) -> list[Path]:
     """List all files below a folder in a fixed order, leaving out hidden ones and macOS junk."""
     if not folder.is_dir():
         what = "is a file; unpack it and name the folder" if folder.exists() else "does not exist"
-        raise InputError(folder, [f"the folder {what}; DATA_DIR must name a folder"])
+        raise InputError(folder.absolute(), [f"the folder {what}; DATA_DIR must name a folder"])
     files, seen = [], set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -87,7 +93,9 @@ def _list_files(folder: Path) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(f for f in folders if not f.startswith((".", "@", "__MACOSX")))
         files += [Path(parent, name) for name in sorted(names) if not name.startswith(".")]
-    return [path for path in files if path.is_file()]  # not: links to nowhere
+    if dead := [path.relative_to(folder) for path in files if not path.is_file()]:
+        warnings.warn(f"{folder}: links to nowhere are left out: {name_some(dead)}", stacklevel=3)
+    return [path for path in files if path.is_file()]
 
 
 def _find_tables(files: list[Path], any_other: bool) -> tuple[list[Path], list[Path]]:
@@ -198,6 +206,8 @@ def _read_arrays(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
             for split in SPLITS:
                 labels = arrays[f"{split}_labels"].astype(np.uint8).ravel()
                 rows += [(f"{split}_{n:05d}", split, CLASSES[k]) for n, k in enumerate(labels)]
+            if max(arrays[f"{split}_labels"].max() for split in SPLITS) != len(CLASSES) - 1:
+                raise ValueError(f"its labels are not those of {len(CLASSES)} classes")
             _write_arrays(arrays, target)
     except (KeyError, ValueError, IndexError, EOFError, zipfile.BadZipFile) as error:
         return None, [f"{path.name} is no DermaMNIST file ({error}); download it again"]

@@ -107,10 +107,13 @@ def hash_pixels(pixels: np.ndarray) -> np.ndarray:
 def measure_leak(table: pd.DataFrame, is_test: np.ndarray) -> pd.Series:
     """Measure the share of the test images whose lesion is also outside the test part, 0 … 1.
 
-    For "all" images and each class, the commonest first; nan for one without test images.
+    For "all" images and each class, the commonest first; nan for one without test images. With a
+    column `pixels`, as of `hash_pixels`, copies under another lesion count too.
     """
     test, others = table[np.asarray(is_test)], table[~np.asarray(is_test)]
     is_known = test["group"].isin(others["group"])
+    if "pixels" in table:
+        is_known |= test["pixels"].isin(others["pixels"])
     by_class = is_known.groupby(test["dx"]).mean().reindex(table["dx"].value_counts().index)
     return pd.concat([pd.Series({"all": is_known.mean()}), by_class])
 
@@ -124,6 +127,8 @@ def measure_random_leaks(table: pd.DataFrame, splits: int = 20) -> pd.DataFrame:
 def list_clues(table: pd.DataFrame) -> dict[str, list[str]]:
     """List the `CLUES` without the columns that the table lacks or that have one value only."""
     varying = {column for column in table if table[column].nunique(dropna=False) > 1}
+    if table["dx"].nunique() < 2:  # there is nothing to tell
+        return {}
     clues = [[column for column in clue if column in varying] for clue in CLUES]
     return {", ".join(columns): columns for columns in clues if columns}
 
@@ -143,13 +148,14 @@ def predict_from_columns(table: pd.DataFrame, columns: list[str]) -> np.ndarray:
         OneHotEncoder(handle_unknown="ignore"),
         LogisticRegression(max_iter=1000, class_weight="balanced"),
     )
+    folds = int(np.clip(table["dx"].value_counts().max(), 2, 5))  # fewer for a handful of images
     probabilities = np.zeros((len(table), len(CLASSES)))
     probabilities[:, np.unique(table["label"])] = cross_val_predict(
         model,
         values.astype(str),
         table["label"],
         groups=table["group"],
-        cv=StratifiedGroupKFold(5, shuffle=True, random_state=0),
+        cv=StratifiedGroupKFold(folds, shuffle=True, random_state=0),
         method="predict_proba",
     )
     return probabilities

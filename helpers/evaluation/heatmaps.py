@@ -206,10 +206,14 @@ def decide(judged: pd.DataFrame) -> str:
     return "failed" if (~passed).any() else "passed" if passed.notna().all() else "open"
 
 
-def write_verdict(run, judged: pd.DataFrame) -> str:
-    """Keep the verdict on a run's default maps in its folder, if it can be written; return it."""
+def write_verdict(run, judged: pd.DataFrame, lesion: str) -> str:
+    """Keep the verdict on a run's default maps in its folder, if it can be written; return it.
+
+    `lesion` says what stood for the lesion: outline or ellipse.
+    """
     checks = json.loads(judged.to_json(orient="index"))
-    found = {"verdict": decide(judged), "checks": checks, "files": run.metrics["files"]}
+    found = {"verdict": decide(judged), "lesion": lesion, "checks": checks}
+    found["files"] = run.metrics["files"]
     text = json.dumps(found, indent=2) + "\n"
     with suppress(OSError):
         replace_file(run.path / VERDICT, lambda path: path.write_text(text, encoding="utf-8"))
@@ -220,9 +224,9 @@ def read_verdict(run) -> str:
     """Read "passed", "failed" or "open" back; "" where this model was not checked."""
     try:
         found = json.loads((run.path / VERDICT).read_text(encoding="utf-8"))
-    except OSError:
+        return found["verdict"] if found["files"] == run.metrics["files"] else ""
+    except (OSError, ValueError, KeyError):
         return ""
-    return found["verdict"] if found["files"] == run.metrics["files"] else ""
 
 
 def randomise_weights(model: keras.Model, seed: int) -> keras.Model:

@@ -7,10 +7,13 @@ from functools import cached_property
 import numpy as np
 import pandas as pd
 
+from helpers.data.metadata import is_missing
+
 # What is kept of a row of the table, beside the probabilities; the last ones where they are known.
 COLUMNS = ("image_id", "lesion_id", "group", "split", "dx")
 PATIENT_COLUMNS = ("age", "sex", "localization", "dataset", "dx_type")
 IDS = ("image_id", "lesion_id", "group")
+WORDS = ("sex", "localization", "dataset", "dx_type")
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ def read_predictions(path: str | os.PathLike, classes: tuple[str, ...]) -> Predi
     Ids are text whatever they look like: a lesion called "NA" is a lesion.
     """
     texts = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda name: name in IDS)
-    types = {"fold": "Int64", **dict.fromkeys(("sex", "localization", "dataset", "dx_type"), str)}
-    table = pd.read_csv(path, dtype=types)
-    return Predictions(table.assign(**texts), tuple(classes))
+    table = pd.read_csv(path, dtype={"fold": "Int64", **dict.fromkeys(WORDS, str)})
+    words = table[[name for name in WORDS if name in table]].fillna("")
+    words = words.apply(lambda column: column.mask(is_missing(column), "unknown"))
+    return Predictions(table.assign(**texts, **words), tuple(classes))

@@ -60,6 +60,8 @@ def score_with_intervals(p: Predictions, adjusted: Predictions | None = None) ->
 
     table = estimate_scores(score, p).set_axis(names)
     shares = estimate_shares((p.answers == p.labels)[:, None], np.ones((len(p), 1)), p)
+    # Without any error (or any hit) all draws are alike, and show no interval.
+    table.loc[np.isclose(table["low"], table["high"]), ["low", "high"]] = np.nan
     table.loc["accuracy"] = shares.loc[0, ["value", "low", "high"]]
     lesions = pd.Series(p.groups).groupby(p.labels).nunique()
     table["small_classes"] = [0, *[int((lesions < FEWEST).sum())] * (len(table) - 1)]
@@ -104,7 +106,9 @@ def judge_classes(p: Predictions) -> pd.DataFrame:
         lambda weights: np.hstack(list(_score_rankings(p, weights)[:, known].transpose(2, 0, 1))), p
     )
     of_ranks = slice(4 * len(known), None)
-    few = table["lesions"].to_numpy()[of_ranks] < FEWEST
+    lesions = pd.DataFrame(truth).groupby(p.groups).max().sum().to_numpy()
+    others = pd.DataFrame(~truth).groupby(p.groups).max().sum().to_numpy()
+    few = np.tile(np.minimum(lesions, others) < FEWEST, 2)
     ranked.loc[few | np.isclose(ranked["value"], 1), ["low", "high"]] = np.nan
     table.iloc[of_ranks, 2:] = ranked
     return table.swaplevel().loc[[(dx, name) for dx in codes for name in names]]

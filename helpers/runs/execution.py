@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from nbclient.exceptions import DeadKernelError
 from nbconvert import HTMLExporter
 
-from helpers.data import files
+from helpers.data import files, reading
 from helpers.data.files import InputError, raise_problems
 from helpers.runs import experiments, folder
 from helpers.runs.code import NOTEBOOK_CODE, fingerprint_code
@@ -139,6 +139,7 @@ def execute_experiment(
     is what went wrong with each run that failed, by the folder's name.
     """
     raise_problems("--jobs", [f"{jobs}: wanted is at least 1"] if jobs < 1 else [])
+    _check_folds(experiment)
     states = {planned.path: experiments.describe_state(planned) for planned in experiment.runs}
     done = ("finished", "outdated") if keep_old else ("finished",)
     waiting = [p for p in experiment.runs if not states[p.path].startswith(done)]
@@ -153,6 +154,17 @@ def execute_experiment(
         failures |= {planned.path.name: problem} if problem else {}
     experiments.join_experiment(experiment)
     return failures
+
+
+def _check_folds(experiment: Experiment) -> None:
+    """Refuse a grid over FOLD on data that came with a split: its runs would be the same."""
+    folders = {p.parameters.get("DATA_DIR") for p in experiment.runs if p.parameters.get("FOLD")}
+    problems = [
+        f"FOLD varies, but {where} came with a split, which has one test part: take FOLD out"
+        for where in filter(None, folders)
+        if "split" in reading.read_dataset(where)
+    ]
+    raise_problems(experiment.folder.name, problems)
 
 
 def _execute_runs(waiting: list[PlannedRun], jobs: int, address: str) -> Iterator[tuple]:

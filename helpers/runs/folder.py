@@ -5,13 +5,13 @@ import json
 import os
 import shutil
 import sys
+import time
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
-from types import ModuleType
 
 import pandas as pd
 from filelock import FileLock, Timeout
@@ -19,16 +19,18 @@ from filelock import FileLock, Timeout
 from helpers.data import sample
 from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
 from helpers.evaluation.predictions import Predictions, read_predictions
-from helpers.evaluation.scores import score_majority
+from helpers.evaluation.scores import FEWEST, score_majority
 from helpers.runs.code import fingerprint_code, fingerprint_imports
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
 METRICS, HISTORY, MODEL = "metrics.json", "history.csv", "model.keras"
 PREDICTIONS, IMAGE_ONLY = "predictions.csv", "predictions_image_only.csv"
 KERNEL_LOCK = ".kernel.lock"
+JSON_TYPES = (bool, int, float, str, list, dict)
 BOX = "models/ham10000"  # the run that comes with the project
 # What is made of a run later, and would not belong to one made anew in the same folder.
-LATER = ("MODEL_CARD.md", "export", "figures", "submission.csv", "*novelty*", "*verdict*", "*judg*")
+LATER = ("MODEL_CARD.md", "export/*", "figures/*", "submission.csv", "answers*.csv", "report.html")
+LATER += ("predictions_*.csv", "*novelty*", "*verdict*", "*judg*")
 # Parameters of all notebooks: the lowest and highest value of a number, or a list of choices.
 LIMITS = {
     **dict.fromkeys(("IMAGE_HEIGHT", "IMAGE_WIDTH"), (22, 4096)),  # 22: three poolings leave one
@@ -43,7 +45,8 @@ LIMITS = {
     "PRECISION": ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
     "PART": ["val", "test"],
 }
-_open: dict[Path, tuple[FileLock, dict]] = {}  # the runs that this process holds, with their code
+# The runs that this process holds: lock, code and when it was opened.
+_open: dict[Path, tuple[FileLock, dict, float]] = {}
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,8 @@ def check_parameters(namespace: dict) -> dict:
     """
     declared = {n: t.__name__ for n, t in namespace["__annotations__"].items() if n.isupper()}
     given = {n: v for n, v in namespace.items() if n.isupper() and n[0] != "_"}
-    given = {n: v for n, v in given.items() if not isinstance(v, ModuleType | type)}
+    # Values that papermill can give; not what an import may have brought.
+    given = {n: v for n, v in given.items() if v is None or type(v) in JSON_TYPES}
     raise_problems("parameters", find_problems(given, declared))
     return {name: given[name] for name in declared}
 
@@ -115,14 +119,14 @@ def resolve_run(run_dir: str | os.PathLike) -> Path:
     """
     path, base = Path(run_dir).expanduser(), os.environ.get("SKIN_RUNS_DIR")
     if base and path.parts[:1] == ("runs",):
-        return Path(base).absolute().joinpath(*path.parts[1:])
+        return Path(base).expanduser().absolute().joinpath(*path.parts[1:])
     return path.absolute() if path.is_dir() else PROJECT / path
 
 
 def open_run(parameters: dict) -> Path:
     """Make RUN_DIR, keep it for this process until `save_run`, and return it.
 
-    A finished run of other parameters is refused; of one of the same, what is `LATER` is deleted.
+    A finished run of other parameters is refused; one of the same stays until it is replaced.
     """
     run_dir = resolve_run(parameters["RUN_DIR"])
     lock = FileLock(run_dir / KERNEL_LOCK, timeout=5)  # a kernel whose parent was killed ends
@@ -130,7 +134,7 @@ def open_run(parameters: dict) -> Path:
         run_dir.mkdir(parents=True, exist_ok=True)
         if run_dir not in _open:
             lock.acquire()
-            _open[run_dir] = lock, fingerprint_imports()
+            _open[run_dir] = lock, fingerprint_imports(), time.time()
     except Timeout:
         problem = "another process, perhaps an open notebook, is making this run"
         raise InputError(run_dir, [f"{problem}: end it, or choose another RUN_DIR"]) from None
@@ -141,16 +145,18 @@ def open_run(parameters: dict) -> Path:
         if problems := find_differences(old, parameters):
             _open.pop(run_dir)[0].release()
             raise InputError(run_dir, problems)
-        for path in (path for pattern in LATER for path in run_dir.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        print(f"the finished run in {run_dir} is replaced once this one is finished")
     return run_dir
 
 
 def find_differences(run: Run, parameters: dict) -> list[str]:
     """Say in which parameters, RUN_DIR apart, a finished run differs from wanted ones."""
     found = run.metrics["parameters"]
-    named = [n for n, v in parameters.items() if n != "RUN_DIR" and found.get(n, v) != v]
-    other = ", ".join(f"{name} {found[name]!r} instead of {parameters[name]!r}" for name in named)
+    named = [
+        n for n, v in parameters.items() if n != "RUN_DIR" and (n not in found or found[n] != v)
+    ]
+    texts = {name: repr(found[name]) if name in found else "missing" for name in named}
+    other = ", ".join(f"{name} {texts[name]} instead of {parameters[name]!r}" for name in named)
     remedy = "delete the folder, or give the run or experiment another name"
     return [f"holds a finished run with {other}: {remedy}"] if named else []
 
@@ -160,6 +166,7 @@ def save_run(
 ) -> Run:
     """Write a run's folder and give it free; metrics.json comes last and vouches for the others.
 
+    What was made of an older run in the folder (`LATER`) is deleted first.
     Layers of this project are saved as Keras' own. `table` is split, `history` a table of epochs,
     from 1, with the column seconds, `scores` are as {"test": score_with_intervals(...)}. Of the
     mapping `more`, "training" and "data" join those metrics; `Predictions` are written to a file of
@@ -171,6 +178,10 @@ def save_run(
         from helpers.training.layers import to_keras
 
         model = to_keras(model)
+    lock, code, opened = _open.pop(run_dir, (None, {}, 0))
+    for path in [path for pattern in LATER for path in run_dir.glob(pattern)]:
+        if path.stat().st_mtime < opened:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     replace_file(run_dir / MODEL, model.save)
     for name in [name for name, value in more.items() if isinstance(value, Predictions)]:
         files.append(f"predictions_{name}.csv")
@@ -194,7 +205,6 @@ def save_run(
         "precision": model.dtype_policy.name,
         "model_parameters": model.count_params(),
     }
-    lock, code = _open.pop(run_dir, (None, {}))
     metrics = {
         "parameters": parameters,
         "classes": predictions.classes,
@@ -278,7 +288,7 @@ def load_model(run: Run, number: int = 0):
     path, wrote = run.model_paths[number], run.metrics["versions"]["keras"]
     try:
         return load_image_model(path)
-    except (ValueError, TypeError, OSError) as error:
+    except Exception as error:  # Keras raises nearly anything
         problem = f"written by Keras {wrote}, not readable by Keras {version('keras')} ({error})"
         raise InputError(path, [f"{problem}: pip install 'keras>={wrote}'"]) from error
 
@@ -292,6 +302,9 @@ def describe(run: Run) -> str:
             f"  test {name:<31} {row['value']}   95 % interval {row['low']} … {row['high']}"
         )
     lines.append(f"  always the commonest class           {run.metrics['majority_baseline']:.3f}")
+    few = max(int(row.get("small_classes") or 0) for row in run.metrics["scores"]["test"].values())
+    if few:
+        lines.append(f"  {few} of {len(run.classes)} classes rest on fewer than {FEWEST} lesions")
     return "\n".join([*lines, f"Look at {run.path / 'report.html'} and {run.path / 'figures'}"])
 
 

@@ -1,6 +1,8 @@
 """One's own image files: found in folders, uploaded, and the table of answers written for them."""
 
+import itertools
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from datetime import datetime
@@ -28,11 +30,11 @@ def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Pa
     Raises:
         InputError: naming empty folders, folders of runs, or that no path is given.
     """
-    files, left_out, seen = [], [], set()
+    files, left_out, seen = {}, [], set()  # a file once, however often it is named
     problems = [] if paths else ["no image is given: name image files or folders of them"]
     for path in map(Path, paths):
         found = [] if path.is_dir() else [path]
-        unread = []
+        is_new, unread = os.path.realpath(path) not in seen, []
         for here, folders, names in os.walk(path, onerror=unread.append, followlinks=True):
             if (real := os.path.realpath(here)) in seen:
                 folders.clear()
@@ -47,11 +49,12 @@ def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Pa
             found += [p for p in inside if not p.is_dir() and p not in out]
             left_out += out
         found += [Path(error.filename) for error in unread if path.is_dir()]  # no permission
-        if not found:
+        if not found and is_new:
             problems.append(f"{path} holds no image: name image files or folders of them")
-        files += found
+        for one in found:
+            files.setdefault(one.absolute(), one)
     raise_problems("the images", problems)
-    return files, left_out
+    return list(files.values()), left_out
 
 
 def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
@@ -62,12 +65,15 @@ def save_uploads(uploads: Sequence[dict], folder: Path) -> list[Path]:
         folder: made if it is missing. A file of an earlier call is replaced; of two uploads of one
             name, the second is numbered.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     paths, taken = [], set()
     for upload in uploads:
-        path = first = folder / Path(upload["name"].replace("\\", "/")).name
-        while path.name.casefold() in taken:
-            path = first.with_stem(f"{first.stem} ({len(taken) + 1})")
+        folder.mkdir(parents=True, exist_ok=True)
+        name = re.split(r"[/\\]", upload["name"])[-1].strip(". ") or "upload"
+        path = first = folder / name
+        for number in itertools.count(2):
+            if path.name.casefold() not in taken:
+                break
+            path = first.with_stem(f"{first.stem} ({number})")
         taken.add(path.name.casefold())
         path.write_bytes(bytes(upload["content"]))
         paths.append(path)

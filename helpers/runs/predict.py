@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from helpers.data import images
-from helpers.data.files import InputError, name_some, raise_problems
+from helpers.data.files import InputError, raise_problems
 from helpers.evaluation import calibration, challenge, novelty
 from helpers.evaluation.predictions import Predictions
 from helpers.runs.execution import find_last_run
@@ -180,7 +180,9 @@ def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -
     top = probabilities.max(axis=1)
     answers = np.asarray(classifier.classes)[np.nan_to_num(probabilities).argmax(axis=1)]
     answers = np.where(top >= classifier.point.threshold, answers, UNSURE)
-    table = pd.DataFrame({"image": [str(path) for path in paths]})
+    # A spreadsheet would compute a name such as =1.png.
+    names = [f"./{path}" if str(path)[:1] in "=+-@" else str(path) for path in paths]
+    table = pd.DataFrame({"image": names})
     table["answer"] = np.where(np.isnan(top), "", answers)
     table[columns] = probabilities
     table["novelty"] = distances
@@ -262,6 +264,8 @@ def run(options: argparse.Namespace) -> int:
     given = [path for path in options.images if path not in of_runs]
     paths, left_out = _collect(problems, find_images, given) or ([], [])
     runs = [_collect(problems, load_run, path) for path in [*options.run, *of_runs]]
+    if options.isic and options.csv and options.isic.absolute() == options.csv.absolute():
+        problems.append("--csv and --isic name one file: give each its own")
     if options.isic and len(paths) > len(stems := {path.stem for path in paths}):
         found = f"{len(paths)} files but {len(stems)} different names"
         problems.append(f"--isic names images by their file without its ending: {found}")
@@ -279,10 +283,13 @@ def run(options: argparse.Namespace) -> int:
         print(table.to_string(index=False, float_format="%.3f"))
     if options.isic and len(answered):
         named = answered.assign(image_id=[Path(path).stem for path in answered["image"]])
-        challenge.write_submission(options.isic, Predictions(named, classifier.classes))
+        try:
+            challenge.write_submission(options.isic, Predictions(named, classifier.classes))
+        except OSError as error:
+            raise InputError(options.isic, [f"cannot be written any more ({error})"]) from None
     print(describe_answers(classifier, table))
     if left_out:
-        print(f"{len(left_out)} left out: {name_some(left_out)}", file=sys.stderr)
+        print(f"{len(left_out)} left out:", *left_out, sep="\n", file=sys.stderr)
     for row in table[table["problem"] != ""].itertuples():
         print(f"{row.image}: {row.problem}", file=sys.stderr)
     return 0 if len(answered) == len(table) else SOME_NOT_ANSWERED if len(answered) else 1

@@ -226,8 +226,17 @@ def _describe(model: keras.Model) -> dict[str, str]:
         for before in ('"name": ', "["):
             net = net.replace(f'{before}"{layer.name}"', f'{before}"layer {number}"')
     compiled = json.dumps(model.get_compile_config(), default=str)
-    compiled = re.sub(r'"name": "[^"]*"', "", compiled)
+    compiled = re.sub(r'"name": "[^"]*"', "", compiled) + _describe_function(model.loss)
     return {"net": net, "optimizer, loss or metrics": compiled}
+
+
+def _describe_function(loss) -> str:
+    """Describe what a loss that was written by hand computes: its code and the values it holds."""
+    if not hasattr(loss, "__code__"):
+        return ""
+    held = [str(cell.cell_contents) for cell in loss.__closure__ or ()]
+    code = loss.__code__
+    return f"{code.co_code.hex()} {code.co_names} {code.co_consts[1:]} {held} {loss.__defaults__}"
 
 
 def _name_differences(there: dict, here: dict) -> str:

@@ -230,9 +230,11 @@ def test_verdict_needs_every_check_and_ten_lesions(measures, failed, verdict, tm
     assert list(judged.index[~judged["passed"].fillna(True)]) == failed
     run = SimpleNamespace(path=tmp_path, metrics={"files": {"model.keras": "1"}})
     assert heatmaps.read_verdict(run) == ""
-    assert heatmaps.write_verdict(run, judged) == heatmaps.read_verdict(run) == verdict
+    assert heatmaps.write_verdict(run, judged, "ellipse") == heatmaps.read_verdict(run) == verdict
     assert json.loads((tmp_path / heatmaps.VERDICT).read_text())["verdict"] == verdict
     assert heatmaps.read_verdict(SimpleNamespace(path=tmp_path, metrics={"files": {}})) == ""
+    (tmp_path / heatmaps.VERDICT).write_text("{half")
+    assert heatmaps.read_verdict(run) == ""
 
 
 def test_images_of_one_lesion_count_once():

@@ -68,6 +68,7 @@ def photographs(tmp_path):
     for name in ("a.jfif", "b", "c.PNG", "sub/d.jpg", "@eaDir/a.jpg", ".ipynb_checkpoints/a.png"):
         save_picture(mine / name)
     save_picture(elsewhere / "e.gif")
+    Image.new("RGB", (16, 24)).save(mine / "h.gif")
     (mine / "f.heic").write_bytes(b"\0\0\0\x18ftypheic")
     (mine / "g.png").write_bytes(b"")
     (mine / "notes.txt").write_text("no image")
@@ -83,15 +84,24 @@ def test_every_file_of_a_folder_is_answered_or_named(runs, photographs, tmp_path
     table = pd.read_csv(csv, keep_default_na=False).set_index("image")
     table.index = [os.path.relpath(path, tmp_path) for path in table.index]
     answered = {"mine/a.jfif", "mine/b", "mine/c.PNG", "mine/sub/d.jpg", "mine/linked/e.gif"}
-    named = {"mine/f.heic", "mine/g.png", "mine/notes.txt", "mine/dead.png", "missing.png"}
+    named = {
+        "mine/f.heic",
+        "mine/g.png",
+        "mine/notes.txt",
+        "mine/dead.png",
+        "mine/h.gif",
+        "missing.png",
+    }
     assert set(table.index[table["problem"] == ""]) == answered
     assert set(table.index[table["problem"] != ""]) == named
     assert (table["answer"] == "").equals(table["problem"] != "")
     said = capsys.readouterr()
     assert code == predict.SOME_NOT_ANSWERED
-    assert "5 of 10 files answered by 1 net" in said.out
+    assert "5 of 11 files answered by 1 net" in said.out
     assert "2 left out" in said.err
-    assert ".ipynb_checkpoints" in said.err
+    assert all(name in said.err for name in (".ipynb_checkpoints", "@eaDir"))
+    files, _ = own_images.find_images([photographs, photographs / "sub", photographs / "a.jfif"])
+    assert len(files) == 10, "a file that is named twice is answered once"
     assert all(name in said.err for name in named)
     assert call(photographs / "g.png", "--run", runs[0].path, "--no-novelty") == 1
 
@@ -184,11 +194,17 @@ def test_noise_and_walls_get_a_warning_and_held_out_images_seldom(classifier, da
 def test_two_uploads_of_one_name_give_two_files_and_two_answers(classifier, tmp_path):
     paths = [save_picture(tmp_path / f"{seed}.png", seed) for seed in (0, 1)]
     uploads = [{"name": "../x.png", "content": memoryview(path.read_bytes())} for path in paths]
+    assert own_images.save_uploads([], tmp_path / "none") == []
+    assert not (tmp_path / "none").exists()
     for _ in range(2):  # a second round replaces the first one
         saved = own_images.save_uploads(uploads, tmp_path / "uploads")
     assert [path.name for path in saved] == ["x.png", "x (2).png"]
     assert sorted(tmp_path.joinpath("uploads").iterdir()) == sorted(saved)
     assert (answer(classifier, *saved) == answer(classifier, *paths)).all()
+    names = ["x (3).png", "x.png", "X.png", "x.png", ".."]
+    uploads = [{"name": name, "content": b""} for name in names]
+    saved = own_images.save_uploads(uploads, tmp_path / "more")
+    assert len({path.name.casefold() for path in saved}) == len(saved) == 5
 
 
 def test_submission_holds_the_answered_images(runs, tmp_path):

@@ -246,6 +246,23 @@ def test_killed_training_ends_as_it_would_have_bit_for_bit(whole, tmp_path):
     assert np.array_equal(np.asarray(model(PIXELS[HELD_OUT], training=False)), answers)
 
 
+def test_loss_of_one_name_and_another_body_is_another_training():
+    """A loss that is made by a function differs by the values it holds, too."""
+
+    def make_focal(power):
+        def focal(y_true, y_pred):
+            return keras.ops.mean((1 - y_pred) ** power)
+
+        return focal
+
+    model = make_model()
+    described = []
+    for power in (1.0, 2.0, 1.0):
+        model.compile("adam", make_focal(power))
+        described.append(fit._describe(model))
+    assert described[0] == described[2] != described[1]
+
+
 @pytest.mark.parametrize(
     ("settings", "changed", "named"),
     [

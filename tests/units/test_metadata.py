@@ -9,7 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from helpers.data.files import InputError
-from helpers.data.metadata import CLASS_NAMES, CLASSES, DUPLICATE_PAIRS, read_metadata
+from helpers.data.metadata import (
+    CLASS_NAMES,
+    CLASSES,
+    DUPLICATE_PAIRS,
+    find_class,
+    read_metadata,
+)
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization,dataset"
@@ -87,7 +93,27 @@ def test_exports_of_spreadsheets_read_to_the_same_table(tmp_path, content):
     pd.testing.assert_frame_equal(read(tmp_path, content), read(tmp_path, TEXT))
 
 
-@pytest.mark.parametrize("word", ["", "NA", "n/a", "NaN", "None", "unknown", "-", "#N/A", "\u2013"])
+@pytest.mark.parametrize(
+    "word",
+    [
+        "",
+        "NA",
+        "n/a",
+        "NaN",
+        "None",
+        "unknown",
+        "-",
+        "#N/A",
+        "\u2013",
+        "--",
+        "N\\A",
+        "not specified",
+        "Not_available",
+        "(null)",
+        "NaT",
+        "-1",
+    ],
+)
 def test_missing_in_every_spelling_and_column(tmp_path, word):
     row = f"HAM_3,ISIC_0000003,mel,{word},{word},{word},{word},{word}"
     values = read(tmp_path, change(ROWS[0], row)).set_index("image_id").loc["ISIC_0000003"]
@@ -95,7 +121,7 @@ def test_missing_in_every_spelling_and_column(tmp_path, word):
     assert pd.isna(values["age"])
 
 
-@pytest.mark.parametrize("word", ["", "NA", "none"])
+@pytest.mark.parametrize("word", ["", "NA", "none", "not known", "undefined", "-1"])
 def test_a_missing_lesion_id_is_a_lesion_of_its_own(tmp_path, word):
     (tmp_path / "a.csv").write_text(TEXT.replace("HAM_1", word).replace("HAM_4", word))
     with pytest.warns(UserWarning, match=r"a\.csv: lesion_id is missing in 3 of 4 rows.*leaks"):
@@ -132,7 +158,7 @@ def test_words_and_columns_that_are_not_known_are_kept_and_named(tmp_path):
     assert list(table["localization"]) == ["back", "trunk", "head/neck", "face"]
 
 
-@pytest.mark.parametrize("id", ["ISIC_0000003.jpg", "isic_0000003.PNG"])
+@pytest.mark.parametrize("id", ["ISIC_0000003.jpg", "isic_0000003.PNG", "images/ISIC_0000003.jp2"])
 def test_columns_and_ids_in_other_words(tmp_path, id):
     text = change("image_id,dx,dx_type,age", "isic_id,diagnosis,diagnosis_confirm_type,age_approx")
     text = change("ISIC_0000003", id, change("localization", "anatom_site_general", text))
@@ -181,8 +207,14 @@ FAULTS = [
     (HEADER, ["no rows"]),
     ("<!DOCTYPE html>\n<html><body>403</body></html>\n", ["lacks", "image_id", "doctype"]),
     (change("scalp", "Kopfhäut").encode("latin-1"), ["utf-8"]),
-    (b"PK\x03\x04\xff\x00", ["utf-8", "save it as CSV"]),
-    (b"\x00" * 200_000, ["cannot be read"]),
+    (b"PK\x03\x04\xff\x00", ["it is a spreadsheet", "save it as CSV"]),
+    (b"\xd0\xcf\x11\xe0", ["it is a spreadsheet"]),
+    (b"\x00" * 200_000, ["no text", "save it as CSV in UTF-8"]),
+    (TEXT.encode("utf-16-le"), ["UTF-16 without its mark"]),
+    (
+        change("HAM_4", "1.23E+11"),
+        ["lesion_id was rounded by a spreadsheet", "'1.23E+11' in line 5"],
+    ),
     ("pixel0000,pixel0001,label\n1,2,0\n" * 10, ["without image ids", "helpers download"]),
     (change("dx_type", "dx"), ["columns dx twice"]),
     (change(ROWS[3], "HAM_4,ISIC_0000004,akiec"), ["line 5", "8 values"]),
@@ -265,3 +297,21 @@ def test_official_metadata():
     assert table["dx_type"].value_counts().to_dict() == confirmed
     table = read_metadata(SHARED / "metadata" / "ISIC2018_Task3_Test_GroundTruth.csv")
     assert len(table) == 1512 and (table["dx"] == "nv").sum() == 909
+
+
+@pytest.mark.parametrize(
+    ("folder", "dx"),
+    [
+        ("4. Basal Cell Carcinoma (BCC) 3323", "bcc"),
+        ("Melanoma (MEL)", "mel"),
+        ("melanocytic nevi (nv)", "nv"),
+        ("haemangioma", "vasc"),
+        ("pyogenic granulomas", "vasc"),
+        ("Intraepithelial carcinoma", "akiec"),
+        ("nevus (mel)", ""),
+        ("train", ""),
+        ("2024", ""),
+    ],
+)
+def test_class_of_a_folder_name(folder, dx):
+    assert find_class(folder) == dx

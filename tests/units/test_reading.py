@@ -147,10 +147,13 @@ def test_wrong_class_folders(tmp_path):
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
 
 
+COUNTS = {"train": 9, "val": 4, "test": 5}
+
+
 def write_mnist(path, side=28, changes=None):
     draw = np.random.default_rng(0).integers
     arrays = {}
-    for split, n in (("train", 9), ("val", 4), ("test", 5)):
+    for split, n in COUNTS.items():
         arrays[f"{split}_images"] = draw(0, 256, (n, side, side, 3), dtype=np.uint8)
         arrays[f"{split}_labels"] = draw(0, 7, (n, 1), dtype=np.uint8)
     np.savez_compressed(path, **arrays | (changes or {}))
@@ -175,6 +178,7 @@ def test_dermamnist(tmp_path, side, named):
 
 
 WRONG_ARRAYS = [{}, {"train_labels": np.full((9, 1), 7, np.uint8)}]
+WRONG_ARRAYS += [{f"{split}_labels": np.arange(n)[:, None] % 5 for split, n in COUNTS.items()}]
 WRONG_ARRAYS += [{"test_images": np.zeros((5, 28, 28), np.uint8)}]
 WRONG_ARRAYS += [{"val_images": np.zeros((4, 28, 28, 3))}]
 
@@ -228,3 +232,15 @@ def test_problems_of_table_and_images_are_reported_together(tmp_path):
     problems = find_problems(write(tmp_path, {"x.csv": text, **images("", IDS[:2])}))
     words = ["'x' in line 5", "'old' in line 2", "'HAM_3 is mel'", "ISIC_0000003, ISIC_0000004"]
     assert all(word in problem for word, problem in zip(words, problems, strict=True))
+
+
+def test_files_of_class_folders_that_are_not_read_are_named(tmp_path):
+    write(tmp_path, {f"{dx}/{n}.png": None for dx in ("mel", "nv") for n in range(2)})
+    (tmp_path / "nv" / "c.gif").write_bytes(b"GIF89a")
+    (tmp_path / "nv" / "d").write_bytes(b"?")
+    (tmp_path / "mel" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.warns(UserWarning) as caught:
+        assert len(read_dataset(tmp_path)) == 4
+    said = "\n".join(str(warning.message) for warning in caught)
+    assert "2 files in folders of classes are left out: nv/c.gif, nv/d" in said
+    assert "links to nowhere are left out: mel/gone.png" in said

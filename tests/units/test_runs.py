@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock, Timeout
 
 from helpers.data.files import PROJECT, InputError
-from helpers.evaluation.predictions import make_predictions
+from helpers.evaluation.predictions import make_predictions, read_predictions
 from helpers.runs import execution, experiments, folder
 from helpers.runs.code import fingerprint_code
 from tests.units.fake_run import CLASSES, PARAMETERS, FakeModel, make_table, save
@@ -76,15 +76,19 @@ def test_folder_that_is_not_whole_is_refused_and_can_be_made_anew(tmp_path, name
 def test_older_run_leaves_nothing_beside_the_new_one(tmp_path):
     save(tmp_path)
     later = ["MODEL_CARD.md", "submission.csv", "export/tflite.json", "figures/history.png"]
+    later += ["answers.csv", "report.html", "predictions_image_only.csv", "novelty.npz"]
     for name in [*later, "checkpoint.npz", "notebook.ipynb"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("old")
+        os.utime(tmp_path / name, (0, 0))
     run_dir = folder.open_run({"RUN_DIR": str(tmp_path), **PARAMETERS})
     assert folder.load_run(run_dir), "the old run stays until the new one is saved"
-    assert not [name for name in later if (tmp_path / name).exists()]
-    assert (tmp_path / "checkpoint.npz").exists()
-    assert (tmp_path / "notebook.ipynb").exists()
+    assert all((tmp_path / name).exists() for name in later)
+    (tmp_path / "figures" / "new.png").write_text("new")
     save(run_dir)
+    assert not [name for name in later if (tmp_path / name).exists()]
+    for name in ("checkpoint.npz", "notebook.ipynb", "figures/new.png"):
+        assert (tmp_path / name).exists(), name
 
 
 def test_finished_run_of_other_parameters_is_refused(tmp_path):
@@ -93,6 +97,8 @@ def test_finished_run_of_other_parameters_is_refused(tmp_path):
     parameters = {"RUN_DIR": str(tmp_path), **PARAMETERS, "IMAGE_WIDTH": 36}
     with pytest.raises(InputError, match="finished run with IMAGE_WIDTH 28 instead of 36"):
         folder.open_run(parameters)
+    with pytest.raises(InputError, match="with MODEL missing instead of 'compact'"):
+        folder.open_run({"RUN_DIR": str(tmp_path), **PARAMETERS, "MODEL": "compact"})
     assert (tmp_path / "MODEL_CARD.md").exists()
     save(folder.open_run(parameters | {"IMAGE_WIDTH": 28}))
 
@@ -243,3 +249,22 @@ def test_last_finished_run_is_found_unless_another_is_named(tmp_path, monkeypatc
     monkeypatch.setenv("LAST_RUN", str(second))
     with pytest.raises(InputError, match=r"model\.keras differ"):
         execution.find_run()
+
+
+def test_missing_words_and_ids_are_read_back_as_they_were_meant(tmp_path):
+    run = save(tmp_path)
+    table = run.predictions.table.assign(sex=["-", "n/a", "male"], lesion_id=["NA", "none", "x"])
+    table.to_csv(tmp_path / "p.csv", index=False)
+    found = read_predictions(tmp_path / "p.csv", run.classes).table
+    assert list(found["sex"]) == ["unknown", "unknown", "male"]
+    assert list(found["lesion_id"]) == ["NA", "none", "x"]
+
+
+def test_grid_over_folds_of_data_with_a_split_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.data.reading.read_dataset", lambda where: {"split": ()})
+    planned = [
+        experiments.PlannedRun(tmp_path, tmp_path, {"DATA_DIR": "d", "FOLD": f}, {}) for f in (0, 1)
+    ]
+    experiment = experiments.Experiment(tmp_path, tuple(planned), "")
+    with pytest.raises(InputError, match="FOLD varies, but d came with a split"):
+        execution.execute_experiment(experiment)

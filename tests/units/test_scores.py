@@ -117,9 +117,10 @@ def test_bootstrap_holds_the_truth_as_often_as_it_says():
 
 def test_draws_that_miss_a_class_are_made_anew():
     """One lesion of class b, always wrong: no draw may raise the mean by leaving it out."""
-    p = predict([0] * 20 + [1], np.eye(2)[np.zeros(21, int)], "ab")
+    p = predict([0] * 20 + [1], np.eye(2)[[1] * 4 + [0] * 17], "ab")
     table = scores.score_with_intervals(replace(p, resamples=300))
-    assert table.loc["balanced_accuracy", ["value", "low", "high"]].tolist() == [0.5, 0.5, 0.5]
+    assert table.loc["balanced_accuracy", "value"] == pytest.approx(0.4)
+    assert table.loc["balanced_accuracy", "high"] <= 0.5
     assert table["small_classes"].tolist() == [0, 1, 1, 1]
 
 
@@ -161,3 +162,13 @@ def test_intervals_are_written_short():
     ).assign(lesions=30)
     texts = [".739 [.700, .800]", "1.000 [.900, 1.000]", "-", "1.000 (no interval)"]
     assert scores.write_intervals(table).tolist() == texts
+
+
+def test_scores_without_any_error_have_no_interval_but_the_accuracy():
+    labels = np.arange(30) % 3
+    table = scores.score_with_intervals(predict(labels, np.eye(3)[labels], "abc"))
+    assert (table["value"] == 1).all()
+    assert table.loc["accuracy", ["low", "high"]].to_numpy(float) == pytest.approx(
+        [0.878, 1], abs=0.002
+    )
+    assert table.loc[list(scores.SCORES[1:]), ["low", "high"]].isna().all(axis=None)

@@ -173,3 +173,18 @@ def test_known_and_missing_ages_are_both_used_and_classes_that_do_not_occur_get_
     assert splits.list_clues(table)["age, sex"] == ["age", "sex"]
     assert score(table, ["age", "sex"]) == 1
     assert (splits.predict_from_columns(table, ["age"])[:, 2:] == 0).all()
+
+
+def test_copies_of_pixels_under_another_lesion_leak_too():
+    table = pd.DataFrame({"group": list("abcd"), "dx": ["nv", "nv", "mel", "mel"]})
+    is_test = np.array([True, False, True, False])
+    assert splits.measure_leak(table, is_test)["all"] == 0
+    leak = splits.measure_leak(table.assign(pixels=["x", "x", "y", "z"]), is_test)
+    assert leak.to_dict() == {"all": 0.5, "nv": 1, "mel": 0}
+
+
+def test_a_handful_of_images_gets_fewer_folds_and_one_class_no_clue():
+    table = make_clues(3, ("akiec", "bcc"))
+    answers = splits.predict_from_columns(table, ["dx_type"])
+    assert answers.shape == (len(table), len(CLASSES))
+    assert splits.list_clues(table[table["dx"] == "bcc"]) == {}
