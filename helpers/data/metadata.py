@@ -105,12 +105,11 @@ def read_metadata(
         groupings: the challenge's lesion groupings (image, lesion_id, diagnosis_confirm_type).
 
     Returns:
-        A row per image, sorted by image_id, with the columns image_id, lesion_id, dx, dx_type,
-        age (float64, years, 0 to 120, NaN when missing), sex, localization, dataset and split (only
-        if the file has them), label (int64, index into `CLASSES`) and group (the lesion_id, or
-        one of them where `DUPLICATE_PAIRS` shows several to be one lesion). Words that are missing
-        are "unknown". An image without lesion_id is a lesion of its own, named as the image.
-        Warnings name what is missing or not known; an InputError names all problems.
+        A row per image, sorted by image_id: image_id, lesion_id (missing: the image_id), dx,
+        dx_type, age (float64, years, 0 to 120, NaN when missing), sex, localization, dataset and
+        split (if the file has them), label (int64, index into `CLASSES`) and group (the lesion_id,
+        or one of several that `DUPLICATE_PAIRS` shows to be one lesion). Missing words are
+        "unknown". Warnings name what is missing or not known; an InputError names all problems.
     """
     path = Path(path).expanduser()
     table, problems = parse_metadata(path, groupings and Path(groupings).expanduser())

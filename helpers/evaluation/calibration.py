@@ -83,9 +83,8 @@ def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
 def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:
     """Make the table behind a reliability diagram, of bins that hold as many images each.
 
-    Returns:
-        A row per bin, the least sure answers first: confidence (the mean probability of the
-        answers), and the share of right ones as from `scores.estimate_shares`.
+    Returns a row per bin, the least sure answers first: confidence (the mean probability of the
+    answers), and the share of right ones as from `scores.estimate_shares`.
     """
     confidence = p.probabilities.max(axis=1)
     number = np.argsort(np.argsort(confidence, kind="stable")) * bins // len(p)
@@ -97,10 +96,9 @@ def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:
 def score_calibration(p: Predictions) -> dict[str, float]:
     """Score how well probabilities are calibrated.
 
-    Returns:
-        log_loss (nats, 0 is perfect); calibration_error, the mean gap between confidence and share
-        of right answers over bins of equal width (ECE; Guo et al. 2017, equation 3); and
-        error_by_chance, that of labels drawn from the probabilities themselves.
+    Returns log_loss (nats, 0 is perfect); calibration_error, the mean gap between confidence and
+    share of right answers over bins of equal width (ECE; Guo et al. 2017, equation 3); and
+    error_by_chance, that of labels drawn from the probabilities themselves.
     """
     chosen = _take_logarithm(p)[np.arange(len(p)), p.labels]
     edges = p.probabilities.cumsum(axis=1)[:, :-1]
@@ -116,10 +114,8 @@ def score_calibration(p: Predictions) -> dict[str, float]:
 def choose_threshold(positive: np.ndarray, scores: np.ndarray, sensitivity: float) -> float:
     """Choose the highest threshold that reaches a sensitivity; the answer is score >= threshold.
 
-    Args:
-        positive: bool (N,), which images have what is looked for, at least one.
-        scores: float (N,), higher means more likely.
-        sensitivity: wanted share of the positive images that are answered, above 0, at most 1.
+    Takes which images have what is looked for, bool (N,), at least one; their scores, float (N,),
+    higher means more likely; and the wanted sensitivity, above 0, at most 1.
     """
     if not np.any(positive) or not 0 < sensitivity <= 1:
         raise ValueError(
@@ -169,14 +165,10 @@ def judge_operating_points(thresholds: pd.Series, p: Predictions) -> pd.DataFram
 def count_per_thousand(points: pd.DataFrame, prevalence: float) -> pd.DataFrame:
     """Count what `judge_operating_points` means for 1,000 images.
 
-    Args:
-        points: its table.
-        prevalence: share of images that have what is looked for, 0 … 1.
-
-    Returns:
-        The index (question, wanted) and whole images: found, missed, false_alarms and
-        rightly_cleared, 1,000 together; missed_at_worst and false_alarms_at_worst, at the lower
-        ends of the intervals; ppv: the share of the alarms that are right.
+    Takes its table, and the prevalence: the share of images that have what is looked for, 0 … 1.
+    Returns the index (question, wanted) and whole images: found, missed, false_alarms and
+    rightly_cleared, 1,000 together; missed_at_worst and false_alarms_at_worst, at the lower ends of
+    the intervals; ppv: the share of the alarms that are right.
     """
     table = points[["value", "low"]].unstack("figure", sort=False).astype(float)
     table = table.reindex(columns=pd.MultiIndex.from_product([["value", "low"], FIGURES]))
@@ -199,10 +191,9 @@ def trace_selection(p: Predictions) -> pd.DataFrame:
 
     Selective prediction (Geifman and El-Yaniv, NeurIPS 2017) by the highest probability.
 
-    Returns:
-        A row per number of answered images, from 1 to N, the most confident first: share (0 … 1),
-        accuracy, balanced_accuracy (mean recall of the classes that are among the answered) and
-        classes (how many those are).
+    Returns a row per number of answered images, from 1 to N, the most confident first: share
+    (0 … 1), accuracy, balanced_accuracy (mean recall of the classes among the answered) and
+    classes (how many those are).
     """
     order = np.argsort(-p.probabilities.max(axis=1), kind="stable")
     truth = np.eye(len(p.classes))[p.labels[order]]
@@ -216,11 +207,7 @@ def trace_selection(p: Predictions) -> pd.DataFrame:
 
 
 def score_selection(p: Predictions) -> pd.DataFrame:
-    """Read the curve of `trace_selection` at `ANSWERED_SHARES`.
-
-    Returns:
-        The columns of `scores.estimate_shares` (of the accuracy), balanced_accuracy and classes.
-    """
+    """Read the curve of `trace_selection` at `ANSWERED_SHARES`, with intervals of the accuracy."""
     rank = np.argsort(np.argsort(-p.probabilities.max(axis=1), kind="stable"))
     numbers = np.array([max(1, round(share * len(p))) for share in ANSWERED_SHARES])
     shares = estimate_shares((p.answers == p.labels)[:, None], rank[:, None] < numbers, p)

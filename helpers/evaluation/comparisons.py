@@ -29,14 +29,11 @@ def find_varied(runs: Sequence) -> list[str]:
 def tabulate_runs(runs: Sequence) -> pd.DataFrame:
     """Make the table that the other functions of this module read, a row per run.
 
-    Returns:
-        Indexed by folder name: the parameters that vary; for each part (val, test) the columns
-        <part>_<score>, 0 … 1, and <part>_ratio, its images per training image; best_epoch, epochs,
-        seconds, images_per_second; test_set, a number for each set of test images.
-
-    Raises:
-        InputError: runs that answered the same test images identically: one model counted twice
-            would make chance look like a finding.
+    Returns, indexed by folder name: the parameters that vary; for each part (val, test) the columns
+    <part>_<score>, 0 … 1, and <part>_ratio, its images per training image; best_epoch, epochs,
+    seconds, images_per_second; test_set, a number for each set of test images. Runs that answered
+    the same test images identically are an InputError: one model counted twice would make chance
+    look like a finding.
     """
     rows, seen = [], {}
     for run in runs:
@@ -98,13 +95,10 @@ def list_questions(table: pd.DataFrame, varied: list[str]) -> list[str]:
 def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame:
     """Pair runs on the same test images that differ in one parameter and what goes along with it.
 
-    Args:
-        table, varied: as from `tabulate_runs` and `find_varied`.
-        name: the parameter; its smallest value is what the others are compared with.
-
-    Returns:
-        A row per pair: against and value (of the parameter), the other varied parameters, test_set,
-        the difference value - against of each score and of seconds, and <part>_ratio.
+    Takes what `tabulate_runs` and `find_varied` give, and the name of the parameter, with whose
+    smallest value the others are compared. Returns a row per pair: against and value (of the
+    parameter), the other varied parameters, test_set, the difference value - against of each score
+    and of seconds, and <part>_ratio.
     """
     others = _list_others(table, varied, name)
     columns, ratios = [*COLUMNS, "seconds"], [f"{part}_ratio" for part in PARTS]
@@ -134,9 +128,8 @@ def compare_pairs(pairs: pd.DataFrame) -> pd.DataFrame:
     s² (1/n + n_test / n_train): folds share most of their training images, so the plain s²/n is far
     too sure (Nadeau & Bengio, Inference for the generalization error, Machine Learning 52, 2003).
 
-    Returns:
-        A row per value, part and score: pairs, test_sets, mean (difference), low, high, won (pairs
-        in which the value was better). One test set has no interval (nan).
+    Returns a row per value, part and score: pairs, test_sets, mean (difference), low, high, won
+    (pairs in which the value was better). One test set has no interval (nan).
     """
     rows = []
     for value, of_value in pairs.groupby("value", sort=False):

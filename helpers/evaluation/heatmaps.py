@@ -70,16 +70,10 @@ def compute_occlusion(
     Zeiler & Fergus, ECCV 2014, but the square has the median colour of the image's frame, mostly
     skin: a grey one would be a new object.
 
-    Args:
-        model: takes uint8 (N, height, width, 3) and gives probabilities (N, K).
-        image: uint8 (height, width, 3), as the net takes it.
-        label: the class whose probability is watched, 0 … K - 1.
-        patch: side of the square in pixels of the image.
-        stride: pixels from one square to the next, 1 … patch.
-
-    Returns:
-        float32 (height, width), -1 … 1: by how much the probability falls, on average over the
-        squares that hide the pixel.
+    Takes a net, an image, uint8 (height, width, 3), as the net takes it, the class whose
+    probability is watched, and in pixels the side of the square and the stride from one square to
+    the next, 1 … patch. Returns float32 (height, width), -1 … 1: by how much the probability falls,
+    on average over the squares that hide the pixel.
     """
     height, width = image.shape[:2]
     if not 1 <= stride <= patch <= min(height, width):
@@ -111,9 +105,7 @@ def scale_heat(maps: np.ndarray) -> np.ndarray:
 def overlay_heat(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lay heat over an image: purple to yellow (matplotlib's plasma), clear where it is zero.
 
-    Args:
-        image: uint8 (height, width, 3), of any size.
-        heat: (h, w), 0 … 1; stretched over the whole image by bilinear interpolation.
+    Takes uint8 (height, width, 3) of any size, and heat (h, w), 0 … 1, which is stretched over it.
     """
     heat = np.clip(resize_heat(heat, image.shape[:2]), 0, 1)
     cover = OPACITY * heat[..., None]
@@ -162,10 +154,9 @@ def draw_ellipse(side: int = 240) -> np.ndarray:
 def measure_on_lesion(heat: np.ndarray, outline: np.ndarray) -> dict[str, float]:
     """Measure how much of the heat (h, w), stretched over the outline, lies inside.
 
-    Returns:
-        share of the heat; area, the outline's share of the image, which is what uniform heat would
-        have; peak, 1 where the hottest place lies inside, else 0 (the pointing game of Zhang et
-        al., ECCV 2016). Without heat share and peak are nan.
+    Returns the share of the heat; area, the outline's share of the image, which is what uniform
+    heat would have; peak, 1 where the hottest place lies inside, else 0 (the pointing game of Zhang
+    et al., ECCV 2016). Without heat share and peak are nan.
     """
     heat = resize_heat(heat, outline.shape).astype(float)
     if (total := heat.sum()) <= 0:
@@ -177,17 +168,14 @@ def measure_on_lesion(heat: np.ndarray, outline: np.ndarray) -> dict[str, float]
 def judge_heat(measured: pd.DataFrame, groups: Iterable) -> pd.DataFrame:
     """Judge whether the heat maps of a net can be believed, by three checks.
 
-    Args:
-        measured: a row per image, nan where there is no heat: randomised, the rank correlation with
-            the map of the net with all weights randomised; agreement, by how much the correlation
-            with occlusion exceeds that with the occlusion of another image; lesion, by how much the
-            share of heat on the lesion exceeds the lesion's area.
-        groups: the lesion of each image; several images of one count once.
+    Takes a row per image, nan where there is no heat: randomised, the rank correlation with the map
+    of the net with all weights randomised; agreement, by how much the correlation with occlusion
+    exceeds that with the occlusion of another image; lesion, by how much the share of heat on the
+    lesion exceeds the lesion's area. And the lesion of each image: several of one count once.
 
-    Returns:
-        A row per check: lesions, value (mean), low and high (its 95 % interval), and passed:
-        randomised lies below `UNRELATED`, the others above 0; missing where the interval leaves
-        that open, or where there are fewer than `FEWEST_LESIONS`.
+    Returns a row per check: lesions, value (mean), low and high (its 95 % interval), and passed:
+    randomised lies below `UNRELATED`, the others above 0; missing where the interval leaves that
+    open, or where there are fewer than `FEWEST_LESIONS`.
     """
     by_lesion = measured.groupby(np.asarray(groups)).mean()
     table = pd.DataFrame({"lesions": by_lesion.count(), "value": by_lesion.mean()})

@@ -33,11 +33,9 @@ class Detector:
     and Wolf (2004). The net's features and simple statistics of colour and brightness are measured
     together: a net may ignore what makes noise or a wall strange.
 
-    Attributes:
-        mean, scale: float (D,), by which features are standardised.
-        centres: float (K, D), the means of the classes that occur, standardised.
-        precision: float (D, D), the inverse covariance about them.
-        validation, test: distances of these parts, in the order of the run's predictions.
+    Features are standardised by mean and scale, float (D,). `centres`, float (K, D), are the means
+    of the classes that occur; precision, float (D, D), is the inverse covariance about them;
+    validation and test are the distances of these parts, in the order of the run's predictions.
     """
 
     mean: np.ndarray
@@ -118,9 +116,7 @@ def load_detector(run, data_dir: str = "") -> Detector:
 def read_run_images(run, data_dir: str = "") -> pd.DataFrame:
     """Read the table of a run's images again, and check that it is the run's.
 
-    Args:
-        run: a finished run.
-        data_dir: the folder of the images; "": the one that the run names, or the drawn sample.
+    `data_dir` is the folder of the images; "": the one that the run names, or the drawn sample.
     """
     given = data_dir or run.metrics["parameters"]["DATA_DIR"]
     folder = resolve_path(given) if given else sample.draw_sample()
@@ -140,8 +136,7 @@ def read_run_images(run, data_dir: str = "") -> pd.DataFrame:
 def make_reader(model) -> Callable:
     """Compile a net into a function of pixels: features of its last hidden layer, probabilities.
 
-    Returns:
-        A function: uint8 (N, height, width, 3) → (N, D), (N, K); N may change from call to call.
+    Returns a function: uint8 (N, height, width, 3) → (N, D), (N, K); N may change between calls.
     """
     import keras
     import tensorflow as tf
@@ -170,10 +165,9 @@ def join_statistics(pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
 def measure_statistics(pixels: np.ndarray) -> np.ndarray:
     """Measure colour, brightness and contrast of images, uint8 (N, height, width, 3).
 
-    Returns:
-        float32 (N, 16): mean of red, green and blue; logarithm of their standard deviations and of
-        the mean step between neighbouring pixels; five quantiles of the brightness; the spread of
-        red - green and green - blue; mean and spread of the saturation (highest - lowest colour).
+    Returns float32 (N, 16): mean of red, green and blue; logarithm of their standard deviations and
+    of the mean step between neighbouring pixels; five quantiles of the brightness; the spread of
+    red - green and green - blue; mean and spread of the saturation (highest - lowest colour).
     """
     # Plane by plane, each in one piece of memory: five times as fast as colours side by side.
     planes = np.ascontiguousarray(pixels.transpose(3, 0, 1, 2)).astype(np.float32) / 255

@@ -42,14 +42,9 @@ def score_predictions(p: Predictions) -> dict[str, float]:
 def score_with_intervals(p: Predictions, adjusted: Predictions | None = None) -> pd.DataFrame:
     """Compute the scores of `score_predictions` with their intervals.
 
-    Args:
-        p: what the model answered.
-        adjusted: the same adjusted to equally frequent classes (`calibration.adjust_prior`), whose
-            balanced accuracy is added as PRIOR_ADJUSTED.
-
-    Returns:
-        A row per score: value, low, high, and small_classes: how many of the averaged classes rest
-        on fewer than FEWEST lesions.
+    `adjusted` are the same adjusted to equally frequent classes (`calibration.adjust_prior`), whose
+    balanced accuracy is added as PRIOR_ADJUSTED. Returns a row per score: value, low, high, and
+    small_classes: how many of the averaged classes rest on fewer than FEWEST lesions.
     """
     _check(p)
     names = [*SCORES, PRIOR_ADJUSTED] if adjusted else list(SCORES)
@@ -87,11 +82,10 @@ def score_classes(p: Predictions) -> pd.DataFrame:
 def judge_classes(p: Predictions) -> pd.DataFrame:
     """Judge each class that occurs against the others, with intervals.
 
-    Returns:
-        The index (dx, figure), with sensitivity, specificity, ppv, npv, auc and average_precision,
-        and the columns of `estimate_shares`; images and lesions are those behind the figure: of the
-        class for sensitivity, auc and average_precision, so answered for ppv. What is not defined
-        is nan; a ranking without error has no interval.
+    Returns the index (dx, figure), with sensitivity, specificity, ppv, npv, auc and
+    average_precision, and the columns of `estimate_shares`; images and lesions are those behind the
+    figure: of the class for sensitivity, auc and average_precision, so answered for ppv. What is
+    not defined is nan; a ranking without error has no interval.
     """
     _check(p)
     known = np.unique(p.labels)
@@ -123,16 +117,12 @@ def ask(question: str, p: Predictions) -> tuple[np.ndarray, np.ndarray]:
 def score_groups(p: Predictions, threshold: float) -> pd.DataFrame:
     """Score each group of images, and compare it with all other images.
 
-    Args:
-        p: calibrated predictions.
-        threshold: for malignant-or-not; nan for none: then without sensitivity and specificity.
-
-    Returns:
-        The index (attribute, value, figure), first ("all", "all", …), with accuracy, baseline (of
-        always answering the group's commonest class), sensitivity and specificity for malignant-or-
-        not; the columns of `estimate_shares`, and difference (the group minus all other images),
-        difference_low and difference_high (Newcombe, Statistics in Medicine 17:873, 1998, method
-        10).
+    Takes calibrated predictions, and a threshold for malignant-or-not: nan for none, and then no
+    sensitivity and specificity. Returns the index (attribute, value, figure), first ("all", "all",
+    …), with accuracy, baseline (of always answering the group's commonest class), sensitivity and
+    specificity; the columns of `estimate_shares`; and difference (the group minus all other
+    images), difference_low and difference_high (Newcombe, Statistics in Medicine 17:873, 1998,
+    method 10).
     """
     _check(p)
     members = {("all", "all"): np.ones(len(p), dtype=bool)}
@@ -167,13 +157,9 @@ def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd
     images of a lesion all agreed; with Student's quantile (Korn & Graubard, Survey Methodology
     24:193, 1998).
 
-    Args:
-        hits: bool (N, F), the images that count as a success, for each of F shares.
-        counted: bool (N, F), the images that count at all.
-        p: N predictions, for their lesion groups.
-
-    Returns:
-        A row per share: images and lesions (counted), value, low and high, nan where undefined.
+    Takes bool (N, F) twice, for each of F shares the images that are hits and those that count at
+    all, and the N predictions, for their lesions. Returns a row per share: images and lesions
+    (counted), value, low and high, nan where undefined.
     """
     whole = np.asarray(counted, dtype=float)
     part = whole * np.asarray(hits)
@@ -196,9 +182,8 @@ def estimate_shares(hits: np.ndarray, counted: np.ndarray, p: Predictions) -> pd
 def estimate_scores(score: Callable[[np.ndarray], np.ndarray], p: Predictions) -> pd.DataFrame:
     """Estimate value, low and high of scores by a bootstrap over lesions, nan where undefined.
 
-    Args:
-        score: from image weights (B, N) to scores (B, F).
-        p: N predictions: their lesions, resamples (0: no interval) and seed.
+    `score` goes from image weights (B, N) to scores (B, F); of the N predictions the lesions,
+    resamples (0: no interval) and seed are used.
     """
     table = pd.DataFrame({"value": score(np.ones((1, len(p))))[0], "low": np.nan, "high": np.nan})
     if p.resamples and len(np.unique(p.groups)) >= FEWEST:

@@ -40,11 +40,8 @@ def build_net(
             path of a weights file, or "none". The compact net always starts at random.
         classes: K class codes, the order of the outputs; joined by "_" they name the last layer.
 
-    Returns:
-        A net that takes uint8 (N, height, width, 3) and gives probabilities, float32 (N, K).
-
-    Raises:
-        InputError: everything that keeps the net from being built, together.
+    Returns a net that takes uint8 (N, height, width, 3) and gives probabilities, float32 (N, K). An
+    InputError names everything that keeps it from being built.
     """
     if name == "compact":
         return _build_compact(size, classes)

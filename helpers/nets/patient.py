@@ -54,10 +54,8 @@ def drop_fields(encoded: np.ndarray, rate: float, rng: np.random.Generator) -> n
     probability `rate`, and in the other rows each field is lost with probability `rate`. It also
     keeps a net from reading a diagnosis out of the flags: most missing fields are of nevi.
 
-    Args:
-        encoded: float32 (N, 20) of `encode_fields`; it stays as it is.
-        rate: 0 (nothing is dropped) … 1 (everything is).
-        rng: each call draws N x 4 numbers.
+    Takes float32 (N, 20) of `encode_fields`, which stays as it is; the rate, 0 … 1; and a generator
+    of which each call draws N x 4 numbers.
     """
     lost = rng.random((len(encoded), 1 + len(FIELDS))) < rate
     lost = lost[:, :1] | lost[:, 1:]
@@ -72,12 +70,8 @@ def join_fields(model: keras.Model, units: int = 32) -> keras.Model:
     given net's last layer answers; a new last layer takes both (after Pacheco & Krohling, Comput.
     Biol. Med. 116, 2020, arXiv:1909.12912). The other layers are shared.
 
-    Args:
-        model: a net with one input, "image", that ends in a Dense.
-        units: of the hidden layer.
-
-    Returns:
-        A net, not compiled, that takes {"image": as the given net, "fields": float32 (N, 20)}.
+    Takes a net with one input, "image", that ends in a Dense, and the units of the hidden layer.
+    Returns a net, not compiled, that takes {"image": as the given net, "fields": float32 (N, 20)}.
     """
     last = model.layers[-1]
     if [tensor.name for tensor in model.inputs] != ["image"] or not isinstance(last, layers.Dense):

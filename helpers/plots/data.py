@@ -31,10 +31,8 @@ def plot_class_counts(table: pd.DataFrame) -> Figure:
 def plot_examples(pixels: np.ndarray, table: pd.DataFrame, columns: int = 5) -> Figure:
     """Draw the first images of each class, a row per class.
 
-    Args:
-        pixels: uint8 (N, height, width, 3) in the order of the table.
-        table: a row per image, with the column `dx`.
-        columns: images per class; fewer where a class has fewer.
+    Takes uint8 (N, height, width, 3) in the order of the table, whose column `dx` is used, and how
+    many images per class; fewer where a class has fewer.
     """
     classes = sorted(table["dx"].unique())
     shape = len(classes), columns
@@ -114,9 +112,7 @@ def plot_sites(table: pd.DataFrame) -> Figure:
 def plot_leaks(random_leaks: pd.DataFrame, grouped_leaks: pd.DataFrame) -> Figure:
     """Draw the share of test images whose lesion was seen in training, by class and by split.
 
-    Args:
-        random_leaks: a row of `splits.measure_leak` per random split.
-        grouped_leaks: the same of splits by lesion.
+    Takes a row of `splits.measure_leak` per random split, and the same of splits by lesion.
     """
     figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
     x = np.arange(random_leaks.shape[1])
@@ -139,10 +135,8 @@ def plot_leaks(random_leaks: pd.DataFrame, grouped_leaks: pd.DataFrame) -> Figur
 def plot_clues(clues: pd.DataFrame, chance: float, title: str) -> Figure:
     """Draw how well each clue tells the diagnosis, with its interval, beside chance.
 
-    Args:
-        clues: a row per clue: value, low and high, 0 … 1.
-        chance: the value of a clue that tells nothing.
-        title: of the figure.
+    `clues` has a row per clue: value, low and high, 0 … 1; `chance` is that of one that tells
+    nothing.
     """
     figure, axes = plt.subplots(figsize=(7, 0.5 * len(clues) + 1.3), layout="constrained")
     ends = [clues["value"] - clues["low"], clues["high"] - clues["value"]]

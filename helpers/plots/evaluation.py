@@ -71,10 +71,8 @@ def plot_confusion(p: Predictions) -> Figure:
 def plot_answers(pixels: np.ndarray, p: Predictions, images: int = 18) -> Figure:
     """Draw images with true class, answer and its probability; a cross marks an error.
 
-    Args:
-        pixels: uint8 (N, height, width, 3), in the order of the N predictions.
-        p: predictions; its seed chooses.
-        images: how many; one of each class that occurs, the rest at random.
+    Takes uint8 (N, height, width, 3) in the order of the N predictions, whose seed chooses: one of
+    each class that occurs, the rest at random.
     """
     order = np.random.default_rng(p.seed).permutation(len(p))
     first = [order[p.labels[order] == k][0] for k in np.unique(p.labels)]
@@ -92,10 +90,7 @@ def plot_panels(
 ) -> Figure:
     """Draw pictures with a title each, row by row.
 
-    Args:
-        panels: title and uint8 (height, width, 3) of any size; None leaves the place empty.
-        columns: pictures per row.
-        title: of the figure.
+    A panel is a title and uint8 (height, width, 3) of any size; None leaves the place empty.
     """
     rows = -(-len(panels) // columns)
     shapes = [picture.shape[0] / picture.shape[1] for _, picture in panels if picture is not None]
@@ -140,10 +135,8 @@ def plot_operating_points(
 ) -> Figure:
     """Draw the ROC curve of each question with its operating points and their intervals.
 
-    Args:
-        p: calibrated predictions.
-        points: as from `calibration.judge_operating_points`.
-        before: not yet calibrated; adds their reliability diagram, for a judgement at a glance.
+    `p` are calibrated, `points` as from `calibration.judge_operating_points`. `before`, not yet
+    calibrated, adds a reliability diagram, for a judgement at a glance.
     """
     questions = list(points.index.unique("question"))
     panels = len(questions) + (before is not None)
@@ -207,9 +200,7 @@ def plot_groups(by_group: pd.DataFrame) -> Figure:
 def plot_learning_curves(runs: Sequence, settings: pd.Series) -> Figure:
     """Overlay learning curves: a thin line per run, a thick one for the mean of a setting.
 
-    Args:
-        runs: finished runs.
-        settings: as from `comparisons.name_settings`, of the same runs.
+    `settings` are as from `comparisons.name_settings`, of the same runs.
     """
     names = settings.unique()
     figure, axs = _make_axes(1, 3, 12, 3.8)
@@ -252,9 +243,8 @@ def plot_differences(pairs: pd.DataFrame, name: str) -> Figure:
 def plot_shares(shares: pd.DataFrame, uniform: dict[str, float]) -> Figure:
     """Draw the heat's mean share of each area by true class, right and wrong answers apart.
 
-    Args:
-        shares: a row per image: dx, right (bool) and a column per area, 0 … 1 or nan.
-        uniform: for each area the share of heat that is the same everywhere, a dashed line.
+    `shares` has a row per image: dx, right (bool) and a column per area, 0 … 1 or nan; `uniform`,
+    for each area, the share of heat that is the same everywhere, a dashed line.
     """
     figure, axs = _make_axes(1, len(uniform), 10, 3.4, sharey=True)
     order = sorted(shares["dx"].unique())

@@ -218,8 +218,7 @@ def join_runs(runs: list[Run], where: Path, over: str = "FOLD") -> Run:
     """Join finished runs of the same parameters but for `over` into a folder beside theirs.
 
     Its predictions, with a column `fold`, hold each test image once, by the one model that did not
-    train on it, and the validation images of each run; its scores are of all test images together.
-    What lies there already of the same runs is kept.
+    train on it, and each run's validation images; what is there of the same runs is kept.
     """
     marks = {run.path.name: folder.checksum(run.path / folder.METRICS) for run in runs}
     old = folder.peek_run(where)

@@ -23,12 +23,9 @@ def find_images(paths: Sequence[str | os.PathLike]) -> tuple[list[Path], list[Pa
     No ending is asked for: what a file holds is found when it is read. Links to folders are
     followed, each folder once. What does not exist stays in the list, to be named with the others.
 
-    Returns:
-        The files, and what is left out in folders: hidden and `LEFT_OUT` files and folders, and
-        what is no file, such as a socket.
-
-    Raises:
-        InputError: naming empty folders, folders of runs, or that no path is given.
+    Returns the files, and what is left out in folders: hidden and `LEFT_OUT` files and folders, and
+    what is no file, such as a socket. An InputError names empty folders, folders of runs, or that
+    no path is given.
     """
     files, left_out, seen = {}, [], set()  # a file once, however often it is named
     problems = [] if paths else ["no image is given: name image files or folders of them"]

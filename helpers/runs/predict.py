@@ -32,11 +32,9 @@ SOME_NOT_ANSWERED = 3  # exit code
 class OperatingPoint:
     """From which probability on a class is answered, and what that came to on held-out images.
 
-    Attributes:
-        threshold: calibrated probability, 0 … 1; infinite where none reaches the accuracy.
-        accuracy: the wanted accuracy of the given answers, 0 … 1.
-        outcomes: a row per part (val, test) with images, answered (share) and right (share of the
-            answered; nan where none is).
+    `threshold` is a calibrated probability, infinite where none reaches the wanted `accuracy` of
+    the answers, 0 … 1. `outcomes` has a row per part (val, test): images, answered (share) and
+    right (share of the answered; nan where none is).
     """
 
     threshold: float
@@ -48,13 +46,9 @@ class OperatingPoint:
 class Classifier:
     """One or several nets that answer together; made by `load_classifier`.
 
-    Attributes:
-        runs: the run of each net, none of them an ensemble.
-        readers, temperatures: of each net (`novelty.make_reader`, `calibration.calibrate_run`).
-        detectors: of each net; empty where nothing is warned of.
-        point: the operating point.
-        views: 1 or 8, over how many turned and mirrored views to average.
-        false_alarm_rate: share of images like the training images that may be warned of.
+    Each net has a run (none is an ensemble), a reader (`novelty.make_reader`), a temperature
+    (`calibration.calibrate_run`) and a detector, unless nothing is warned of. `views`, 1 or 8, are
+    averaged; `false_alarm_rate` is the share of images like the training images to warn of.
     """
 
     runs: tuple[Run, ...]
@@ -91,12 +85,9 @@ def load_classifier(
             The probabilities of all nets are calibrated, then averaged.
         accuracy: wanted share of right ones among the given answers (`choose_operating_point`).
         views: 1, or 8 for test-time averaging; 0: what the first run was scored with.
-        warn: measure how unlike the training images an image is (`novelty.load_detector`).
-        false_alarm_rate: of that warning.
-        data_dir: see `novelty.load_detector`.
+        warn, false_alarm_rate, data_dir: of the warning; see `novelty.load_detector`.
 
-    Raises:
-        InputError: naming all that keeps the runs from answering together, or is out of range.
+    An InputError names all that keeps the runs from answering together, or is out of range.
     """
     runs = [load_run(path.parent, image_only=True) for run in runs for path in run.model_paths]
     first, problems = runs[0], []
@@ -126,11 +117,7 @@ def choose_operating_point(p: Predictions, accuracy: float) -> OperatingPoint:
 
     Selective prediction: Geifman and El-Yaniv, NeurIPS 2017. Of several runs, the validation
     images of all are taken, each as its own net answered it; their average is seldom less often
-    right at the same probability.
-
-    Args:
-        p: calibrated, of the parts val and perhaps test.
-        accuracy: wanted share of right answers, 0 … 1.
+    right at the same probability. `p` is calibrated; the accuracy is 0 … 1.
     """
     table = pd.DataFrame({"part": p.table["split"], "surety": p.probabilities.max(axis=1)})
     table["right"] = p.answers == p.labels
@@ -167,10 +154,9 @@ def describe_operating_point(point: OperatingPoint) -> str:
 def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
     """Answer for image files; decoding goes on while the nets answer.
 
-    Returns:
-        A row per file, in order: image (the path), answer (a class or "unsure"; empty where the
-        file cannot be read), p_<class> calibrated and averaged, novelty (distance from the training
-        images, 1 is the border; nan without detectors), warning and problem (empty for none).
+    Returns a row per file, in order: image (the path), answer (a class or "unsure"; empty where the
+    file cannot be read), p_<class> calibrated and averaged, novelty (distance from the training
+    images, 1 is the border; nan without detectors), warning and problem (empty for none).
     """
     columns = [f"p_{dx}" for dx in classifier.classes]
     probabilities = np.full((len(paths), len(columns)), np.nan)
@@ -253,11 +239,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Answer as the command line asks.
 
-    Returns:
-        The exit code: 0; 1 where no file could be answered; 3 where some could not.
-
-    Raises:
-        InputError: everything that is wrong with the arguments.
+    Returns the exit code: 0; 1 where no file could be answered; 3 where some could not. An
+    InputError names everything that is wrong with the arguments.
     """
     problems = [text for path in (options.csv, options.isic) if path for text in check_output(path)]
     of_runs = [path for path in options.images if (resolve_run(path) / METRICS).is_file()]

@@ -28,14 +28,11 @@ def set_up(
 
     Args:
         seed: of Python, NumPy and TensorFlow.
-        precision: a Keras dtype policy, or "auto": mixed_bfloat16 where every GPU, or without one
-            the processor, multiplies bfloat16 (NVIDIA compute capability 8.0; AVX512-BF16 or AMX
-            on x86), else float32.
+        precision: a Keras dtype policy, whose name is returned, or "auto": mixed_bfloat16 where
+            every GPU, or without one the processor, multiplies bfloat16 (NVIDIA compute capability
+            8.0; AVX512-BF16 or AMX on x86), else float32.
         depthwise: the net has depthwise convolutions, which a processor computes faster in float32.
         devices: names such as "GPU:0"; by default every GPU that TensorFlow sees.
-
-    Returns:
-        The name of the policy.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"PRECISION is {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -78,8 +75,7 @@ def choose_jit_compile() -> bool | str:
 class BalancedAccuracy(keras.metrics.Metric):
     """Mean recall over the classes that occur, from class probabilities; each image counts once.
 
-    Args:
-        classes: number of classes.
+    Takes the number of classes.
     """
 
     def __init__(self, classes: int, name: str = "balanced_accuracy", **options):

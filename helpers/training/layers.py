@@ -68,11 +68,8 @@ FAST = {layers.BatchNormalization: FusedBatchNormalization, layers.Dropout: Byte
 def speed_up(model: keras.Model) -> keras.Model:
     """Copy a net with the layers of this module in the place of Keras' own.
 
-    Args:
-        model: a Sequential or Functional net, perhaps with others nested in it.
-
-    Returns:
-        A net of the same name, variables and answers; compile it anew.
+    Takes a Sequential or Functional net, perhaps with others nested in it. The copy has the same
+    name, variables and answers; compile it anew.
     """
     return _swap(model, FAST)
 
