@@ -31,9 +31,7 @@ def find_cache_dir() -> Path:
     return Path(os.environ.get("SKIN_CACHE_DIR") or PROJECT / "data/cache").expanduser()
 
 
-def load_images(
-    table: pd.DataFrame, size: tuple[int, int], cache_dir: str | os.PathLike | None = None
-) -> np.ndarray:
+def load_images(table: pd.DataFrame, size: tuple[int, int]) -> np.ndarray:
     """Give the pixels of all images of a table, decoding them only the first time.
 
     They lie in a file that is mapped into memory and found again by image ids, times and sizes: so
@@ -42,14 +40,12 @@ def load_images(
     Args:
         table: the columns image_id and path, a row per image.
         size: (height, width) in pixels.
-        cache_dir: below the project if relative; `find_cache_dir` if None. Where nothing can be
-            written, a warning says so, and the array is made in memory.
 
-    Returns:
-        Read-only uint8 (N, height, width, 3), RGB; an InputError names all unreadable images.
+    Returns read-only uint8 (N, height, width, 3), RGB; an InputError names all unreadable images.
+    Where no cache can be written, a warning says so, and the array is made in memory.
     """
     paths, shape = list(table["path"]), (len(table), *map(int, size), 3)
-    folder = find_cache_dir() if cache_dir is None else PROJECT / Path(cache_dir).expanduser()
+    folder = find_cache_dir()
     cache = folder / f"images-{shape[1]}x{shape[2]}-{hash_files(table['image_id'], paths)}.npy"
     try:
         if _open_cache(cache, shape) is None:
