@@ -24,7 +24,7 @@ from helpers.runs.own_images import check_output, find_images, write_answers
 # TensorFlow is imported only once the arguments are known to be right.
 
 UNSURE, WARNING = "unsure", "unlike the training images"
-BATCH = 64  # images per call of the nets, views counted
+BATCH = 256  # images per call of the nets, views counted
 SOME_NOT_ANSWERED = 3  # exit code
 
 
@@ -294,7 +294,9 @@ def _read_batches(
     classifier: Classifier, paths: Sequence[str | os.PathLike], problems: list[str]
 ) -> Iterator[tuple[list[int], np.ndarray]]:
     """Yield rows and pixels of the images that can be read; fills in the problems of the others."""
-    size = BATCH // classifier.views
+    from helpers.training.batches import list_views
+
+    size = BATCH // len(list_views(classifier.views, classifier.size))
     rows, pixels = [], []
     for row, decoding in enumerate(images.decode_images(paths, classifier.size, ahead=2 * size)):
         try:

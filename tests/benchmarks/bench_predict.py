@@ -4,7 +4,8 @@ python tests/benchmarks/bench_predict.py RUN_DIR FOLDER [ROUNDS]
 
 All three are timed in turn in every round, so that other work on the machine slows down all. What
 decoding and the net allow is taken to be one after the other: on a processor both want all cores.
-The loading of the nets and one warming call are not counted.
+The net is asked as often as `predict` asks it, once for each view. The loading of the nets and one
+warming call are not counted.
 """
 
 import sys
@@ -14,6 +15,7 @@ import numpy as np
 
 from helpers.data import images
 from helpers.runs import folder, own_images, predict
+from helpers.training.batches import list_views, turn_images
 
 
 def main(run_dir: str, image_dir: str, rounds: int) -> None:
@@ -27,9 +29,12 @@ def main(run_dir: str, image_dir: str, rounds: int) -> None:
         return np.stack([decoding.result() for decoding in images.decode_images(paths, size)])
 
     pixels = decode()
+    views = [turn_images(pixels, view) for view in list_views(classifier.views, size)]
     timed = {
         "decoding": decode,
-        "model.predict": lambda: model.predict(pixels, batch_size=predict.BATCH, verbose=0),
+        "model.predict": lambda: [
+            model.predict(turned, batch_size=predict.BATCH, verbose=0) for turned in views
+        ],
         "predict": lambda: predict.predict_images(classifier, paths),
     }
     seconds = {name: [] for name in timed}
@@ -39,7 +44,7 @@ def main(run_dir: str, image_dir: str, rounds: int) -> None:
             call()
             if number:
                 seconds[name].append(time.perf_counter() - start)
-    print(f"{len(paths)} images to {size[0]}x{size[1]}, {rounds} rounds")
+    print(f"{len(paths)} images to {size[0]}x{size[1]}, {len(views)} views, {rounds} rounds")
     for name, values in seconds.items():
         print(f"{name:<14} {len(paths) / np.median(values):8.0f} images/s (median)")
     decoding, predicting, both = map(np.array, seconds.values())
