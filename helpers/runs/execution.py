@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import papermill
 from filelock import FileLock, Timeout
-from nbclient.exceptions import DeadKernelError
-from nbconvert import HTMLExporter
 
 from helpers.data import files, reading
 from helpers.data.files import InputError, raise_problems
@@ -54,6 +51,10 @@ def execute_notebook(
 
 
 def _execute_cells(notebook: Path, run_dir: Path, parameters: dict, output) -> Run:
+    import papermill  # these take seconds to import
+    from nbclient.exceptions import DeadKernelError
+    from nbconvert import HTMLExporter
+
     executed = run_dir / NOTEBOOK
     near = str(notebook).removeprefix(f"{files.PROJECT}{os.sep}")
     code = json.dumps({near: fingerprint_code(notebook)})

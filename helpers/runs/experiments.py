@@ -17,9 +17,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import nbformat
 import pandas as pd
-import papermill
 import yaml
 from filelock import FileLock, Timeout
 
@@ -118,6 +116,8 @@ def inspect_parameters(notebook: str | Path) -> dict[str, str]:
     notebook = resolve_path(notebook)
     if not notebook.is_file():
         raise InputError(notebook, ["no such notebook"])
+    import papermill  # it takes seconds to import
+
     found = papermill.inspect_notebook(str(notebook)).items()
     declared = {name: entry["inferred_type_name"] for name, entry in found}
     untyped = [name for name, kind in declared.items() if kind not in TYPES]
@@ -156,7 +156,7 @@ def find_finished(planned: PlannedRun) -> Run | None:
     try:
         if not run or find_unfinished_cells(planned.path / NOTEBOOK):
             return None
-    except (OSError, nbformat.reader.NotJSONError):
+    except (OSError, ValueError):
         return None
     raise_problems(planned.path, folder.find_differences(run, planned.parameters))
     return run
@@ -167,9 +167,9 @@ def find_unfinished_cells(notebook: Path) -> list[int]:
 
     A kernel that ends early with exit code 0 leaves them pending and papermill content.
     """
-    cells = enumerate(nbformat.read(notebook, as_version=4).cells, start=1)
-    code = [(n, cell) for n, cell in cells if cell.cell_type == "code" and cell.source.strip()]
-    return [n for n, c in code if c.metadata.get("papermill", {}).get("status") != "completed"]
+    cells = enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"], start=1)
+    code = [(n, c["metadata"]) for n, c in cells if c["cell_type"] == "code" and any(c["source"])]
+    return [n for n, data in code if data.get("papermill", {}).get("status") != "completed"]
 
 
 def describe_state(planned: PlannedRun) -> str:
