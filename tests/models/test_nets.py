@@ -1,8 +1,10 @@
 """The compact net and the pretrained ones: what they take, give, weigh and cost."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -163,3 +165,15 @@ def test_saved_nets_load_without_this_project(nets, tmp_path):
     for name, model in chosen.items():
         expected = answer(model, known if name == "joined" else IMAGES[:2])
         assert np.array(found[f"{name}.keras"]) == pytest.approx(expected, abs=1e-5), name
+
+
+def test_other_backend_and_order_of_axes_in_keras_json_do_not_matter(tmp_path):
+    chosen = {"backend": "jax", "image_data_format": "channels_first"}
+    (tmp_path / "keras.json").write_text(json.dumps(chosen))
+    code = "from helpers.training import fit; from helpers.nets import models; fit.set_up(0); "
+    code += "print(models.build_net('compact', (28, 36)).output_shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "KERAS_HOME": str(tmp_path)},
+        cwd=Path(__file__).parents[2], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout == "(None, 7)\n", done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import papermill
 import pytest
+from PIL import Image
 
 from helpers import __main__ as command_line
-from helpers.data import images, reading
+from helpers.data import drawing, images, reading, sample
 from helpers.data.files import InputError
 from helpers.runs import execution, folder
 from tests.units.fake_run import make_notebook
@@ -153,3 +155,34 @@ def test_killed_run_goes_on_and_ends_as_it_would_have(other_run, tmp_path):
     assert (seconds > 0).all()
     assert resumed.predictions.table.equals(other_run.predictions.table)
     assert not list(run_dir.glob("*.npz"))
+
+
+JUDGE = str(ROOT / "notebooks/04_judge_a_model.ipynb")
+
+
+def test_model_is_judged_on_the_images_of_another_clinic_with_fewer_classes(tmp_path):
+    rng = np.random.default_rng(7)
+    for dx in ("Melanoma", "nevus", "bcc"):
+        (tmp_path / "clinic" / dx).mkdir(parents=True)
+        code = {"Melanoma": "mel", "nevus": "nv"}.get(dx, dx)
+        for number in range(12):
+            picture = drawing.draw_lesion(code, rng)[0]
+            Image.fromarray(picture).save(tmp_path / "clinic" / dx / f"{dx}{number}.jpg")
+    given = {"TEST_DIR": str(tmp_path / "clinic"), "RESAMPLES": 100}
+    book = papermill.execute_notebook(JUDGE, str(tmp_path / "o.ipynb"), given, progress_bar=False)
+    outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
+    said = "\n".join(output.get("text", "") for output in outputs)
+    assert "36 images to answer, 0 of other diagnoses left out" in said
+    assert "part other: 36 drawn" not in said and "part other: 36 images of 36 lesions" in said
+    assert "left out of all scores: akiec, bkl, df, vasc" in said
+    assert "no card" in said
+
+
+def test_copies_of_training_images_under_other_ids_are_no_test(other_run, tmp_path):
+    own = reading.read_dataset(sample.draw_sample())
+    for row in own.groupby("dx").head(2).itertuples():
+        (tmp_path / "copies" / row.dx).mkdir(parents=True, exist_ok=True)
+        shutil.copy(row.path, tmp_path / "copies" / row.dx / f"new_{row.image_id}.jpg")
+    given = {"RUN_DIR": str(other_run.path), "TEST_DIR": str(tmp_path / "copies")}
+    with pytest.raises(papermill.PapermillExecutionError, match="14 images by their pixels"):
+        papermill.execute_notebook(JUDGE, str(tmp_path / "o.ipynb"), given, progress_bar=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import nbformat
+import pandas as pd
 import pytest
 from keras import layers
 
@@ -185,3 +186,19 @@ def test_smallest_size_that_the_check_allows_leaves_a_pixel_to_the_last_pooling(
         build_model(IMAGE_HEIGHT=21)
     with pytest.raises(ValueError, match="IMAGE_HEIGHT"):
         folder.check_parameters(space | {"IMAGE_HEIGHT": 21})
+
+
+def test_backend_is_set_before_keras_is_imported():
+    """Whatever keras.json says: `import keras` above that of helpers would take its backend."""
+    for path in NOTEBOOKS:
+        code = "\n".join(cell.source for cell in read_cells(path, "code"))
+        places = [code.find(text) for text in ('os.environ["KERAS_BACKEND"]', "import keras\n")]
+        assert places[1] < 0 or 0 <= places[0] < places[1], path.name
+
+
+def test_folder_of_which_no_image_can_be_read_stops_the_notebook():
+    path = ROOT / "notebooks/06_predict_images.ipynb"
+    (cell,) = [c.source for c in read_cells(path, "code") if "nothing = " in c.source]
+    answers = pd.DataFrame({"image": ["notes.txt"], "problem": ["not an image"]})
+    with pytest.raises(ValueError, match="mine: no file holds an image that can be read"):
+        exec(cell, {"data": data, "answers": answers, "shown": answers, "IMAGES": "mine"})
