@@ -108,7 +108,8 @@ def test_pretrained_body_has_the_weights_of_the_file_and_learns_them_all(weights
     assert all(map(np.array_equal, before, saved))
     model.compile("sgd", "sparse_categorical_crossentropy", run_eagerly=True)
     model.train_on_batch(IMAGES, np.arange(14) % 7)
-    assert not any(map(np.array_equal, before, body.get_weights()))
+    same = [np.array_equal(*pair) for pair in zip(before, body.get_weights(), strict=True)]
+    assert np.mean(same) < 0.1, "all but biases whose maps are not active"
 
 
 @pytest.mark.filterwarnings("ignore")  # Keras warns of what does not fit before it gives up
