@@ -32,8 +32,8 @@ def is_official(table: pd.DataFrame) -> bool:
 def score_challenge(p: Predictions) -> pd.DataFrame:
     """Compute the figures that the challenge's scorer reports, with intervals.
 
-    ("all", "balanced_accuracy") ranks the challenge: the answer is the class of the highest
-    probability, a tie for it is wrong; the mean recall over the classes that occur.
+    ("all", "balanced_accuracy") ranks the challenge: the mean recall over the classes that occur; a
+    tie for the highest probability is wrong.
 
     ANSWERS take a class against the six others, answered where its probability is above 0.5 (not:
     where it is the highest); what has nothing to divide by is 1. auc_sens_80 is the area below the

@@ -60,10 +60,11 @@ def tabulate_runs(runs: Sequence) -> pd.DataFrame:
 
 
 def write_scores(runs: Sequence) -> pd.DataFrame:
-    """Write the test scores of each run with its own interval as text, a row per run."""
+    """Write each run's test scores with intervals as text, and how many classes are small."""
     kept = {run.path.name: pd.DataFrame(run.metrics["scores"]["test"]).T for run in runs}
     texts = {name: write_intervals(table.astype(float)) for name, table in kept.items()}
-    return pd.DataFrame(texts).T.rename_axis("run")
+    small = [int(table.get("small_classes", pd.Series([0])).max()) for table in kept.values()]
+    return pd.DataFrame(texts).T.rename_axis("run").assign(small_classes=small)
 
 
 def summarise(table: pd.DataFrame, varied: list[str]) -> pd.DataFrame:

@@ -30,9 +30,7 @@ def make_learning_rate(rate: float, schedule: str, total_steps: int):
 
 
 def make_optimizer(rate, optimizer: str, weight_decay: float = 0.0) -> keras.optimizers.Optimizer:
-    """Make the optimizer. Biases and what belongs to a normalisation do not decay.
-
-    (He et al., Bag of tricks for image classification with CNNs, CVPR 2019.)
+    """Make the optimizer. Biases and normalisations do not decay (He et al., CVPR 2019).
 
     Args:
         rate: as from `make_learning_rate`.
