@@ -22,6 +22,11 @@ from helpers.data.reading import read_dataset
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def keep_the_cache_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("SKIN_CACHE_DIR", str(tmp_path / "cache"))
+
+
 def draw_pixels(height=45, width=60, seed=0):
     """A smooth RGB picture in which no two corners, sides or channels are alike."""
     coarse = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
@@ -154,7 +159,7 @@ def test_rows_are_in_the_order_of_the_table(tmp_path, monkeypatch):
 def test_whatever_the_pixels_depend_on_makes_a_new_cache(tmp_path, change):
     table, size = draw_folder(tmp_path / "data"), (15, 20)
     path, stat = Path(table["path"][2]), Path(table["path"][2]).stat()
-    load_images(table, size, tmp_path / "cache")
+    load_images(table, size)
     if change == "size":
         size = (20, 15)
     elif change == "bytes":
@@ -166,7 +171,7 @@ def test_whatever_the_pixels_depend_on_makes_a_new_cache(tmp_path, change):
         table["image_id"] += "x"
     else:
         table = table[::-1] if change == "order" else table[:5]
-    pixels = load_images(table, size, tmp_path / "cache")
+    pixels = load_images(table, size)
     assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
     assert np.array_equal(pixels[0], read_image(table["path"].iloc[0], size))
 
@@ -174,7 +179,7 @@ def test_whatever_the_pixels_depend_on_makes_a_new_cache(tmp_path, change):
 @pytest.mark.parametrize("damage", [b"", b"half", np.zeros((6, 20, 15, 3), np.uint8), [{}]])
 def test_damaged_cache_is_made_again(tmp_path, damage):
     table = draw_folder(tmp_path / "data")
-    expected = np.array(load_images(table, (15, 20), tmp_path / "cache"))
+    expected = np.array(load_images(table, (15, 20)))
     cache = next((tmp_path / "cache").glob("*.npy"))
     content = cache.read_bytes()
     cache.unlink()  # the mapping of the first call lives on
@@ -182,17 +187,18 @@ def test_damaged_cache_is_made_again(tmp_path, damage):
         cache.write_bytes(damage and content[:-1])
     else:
         np.save(cache, damage)
-    assert np.array_equal(load_images(table, (15, 20), tmp_path / "cache"), expected)
+    assert np.array_equal(load_images(table, (15, 20)), expected)
 
 
 SLOW_LOAD = """
-import sys, time
+import os, sys, time
 import pandas as pd
 from helpers.data import images
 
 read_image = images.read_image
 images.read_image = lambda *arguments: time.sleep(0.01) or read_image(*arguments)
-print(images.load_images(pd.read_csv(sys.argv[1]), (60, 80), sys.argv[2]).astype(int).sum())
+os.environ["SKIN_CACHE_DIR"] = sys.argv[2]
+print(images.load_images(pd.read_csv(sys.argv[1]), (60, 80)).astype(int).sum())
 """
 
 
@@ -218,7 +224,7 @@ def test_threads_at_the_same_time_decode_once_and_agree(tmp_path, monkeypatch):
     table, decode, decoded = draw_folder(tmp_path / "data", 30), module.decode_images, []
     monkeypatch.setattr(module, "decode_images", lambda *args: decoded.append(1) or decode(*args))
     with ThreadPoolExecutor(4) as pool:
-        calls = [pool.submit(load_images, table, (15, 20), tmp_path / "cache") for _ in range(4)]
+        calls = [pool.submit(load_images, table, (15, 20)) for _ in range(4)]
     assert all(np.array_equal(call.result(), calls[0].result()) for call in calls)
     assert len(decoded) == 1
 
@@ -233,7 +239,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, fault):
         (tmp_path / "cache").write_text("")
     try:
         with pytest.warns(UserWarning, match=r"no cache in .*cache .*5,400 bytes.*SKIN_CACHE_DIR"):
-            pixels = load_images(table, (15, 20), tmp_path / "cache")
+            pixels = load_images(table, (15, 20))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert not pixels.flags.writeable and not list(tmp_path.glob("cache/*images-*"))
@@ -269,7 +275,7 @@ def test_bad_image_is_named(tmp_path, fault, capfd):
         with pytest.raises(InputError, match=f"^{re.escape(str(path))}: .*{words}") as caught:
             call(path)
     with pytest.raises(InputError, match=f"1 of 6 images.*{re.escape(str(caught.value))}"):
-        load_images(table, (15, 20), tmp_path / "cache")
+        load_images(table, (15, 20))
     assert "0x" not in str(caught.value) and not list(tmp_path.glob("cache/*images-*"))
     assert capfd.readouterr().err == ""  # no library grumbles by itself
 
@@ -279,7 +285,7 @@ def test_all_bad_images_are_named_together(tmp_path):
     for path in table["path"][bad]:
         Path(path).write_bytes(b"")
     with pytest.raises(InputError, match="3 of 40 images") as caught:
-        load_images(table, (15, 20), tmp_path / "cache")
+        load_images(table, (15, 20))
     assert all(path in str(caught.value) for path in table["path"][bad])
 
 
@@ -288,6 +294,6 @@ def test_real_images_are_near_pillows(tmp_path):
     table = read_dataset(SHARED / "ham10000-original")
     assert len(table) == 188
     table = table[::6]
-    pixels = load_images(table, (75, 100), tmp_path)
+    pixels = load_images(table, (75, 100))
     expected = np.stack([Image.open(path).resize((100, 75), Image.BOX) for path in table["path"]])
     assert measure_difference(pixels, expected) < 1.5
