@@ -4,7 +4,7 @@ python results/collect.py runs/nets runs/batch_norm   add the runs in these fold
 python results/collect.py                             write the table anew
 
 A row per net and fold: the scores on the test part of the fold, and (unseen_…) on those of its
-images that lie outside the validation part of fold 0, on which everything was chosen.
+images that lie outside the validation part of fold 0, which is where choices are made.
 """
 
 import sys
