@@ -224,13 +224,13 @@ def _read_rows(path: Path) -> tuple[pd.DataFrame | None, list[str]]:
     if "pixel0000" in read_header(path):
         problem = "it holds pixels without image ids; get the images and HAM10000_metadata.csv"
         return None, [f"{problem} instead: python -m helpers download --help"]
-    data = path.read_bytes() if path.is_file() else b""
-    if data[:2] in (b"PK", b"\xd0\xcf"):
-        return None, ["it is a spreadsheet, whatever its ending says; save it as CSV in UTF-8"]
-    if b"\0" in data[:100] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        return None, ["it is UTF-16 without its mark, or no text; save it as CSV in UTF-8"]
     try:
-        lines = list(_split_lines(path.read_bytes()))
+        data = path.read_bytes()
+        if data[:2] in (b"PK", b"\xd0\xcf"):
+            return None, ["it is a spreadsheet, whatever its ending says; save it as CSV in UTF-8"]
+        if b"\0" in data[:100] and data[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+            return None, ["it is UTF-16 without its mark, or no text; save it as CSV in UTF-8"]
+        lines = list(_split_lines(data))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         return None, [f"it cannot be read as a table ({error}); save it as CSV in UTF-8"]
     if len(lines) < 2:

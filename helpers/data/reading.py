@@ -61,7 +61,8 @@ def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
         table, more = _read_arrays(arrays[0])
     elif is_sorted:
         table, more = _read_classes(where, images)
-        others = [p for p in files if p not in images and _find_word(p, where, metadata.find_class)]
+        others = sorted(set(files) - set(images))
+        others = [path for path in others if _find_word(path, where, metadata.find_class)]
         if others:
             names = name_some(path.relative_to(where) for path in others)
             told = f"{len(others)} files in folders of classes are left out: {names}"
