@@ -11,8 +11,11 @@ from keras import layers
 
 from helpers.data.files import raise_problems, resolve_path
 from helpers.data.reading import CLASSES
+from helpers.nets.efficientnet import build_efficientnet_lite0
 
 NETS = {
+    # Its weights are a package of requirements.txt; the others' are downloaded.
+    "EfficientNetLite0": build_efficientnet_lite0,
     # Howard et al., Searching for MobileNetV3, ICCV 2019.
     "MobileNetV3Small": keras.applications.MobileNetV3Small,
     # Tan & Le, EfficientNetV2: Smaller Models and Faster Training, ICML 2021.
