@@ -2,6 +2,7 @@
 # make test   every check that CI makes
 # make check  the quick ones: style, and tests without TensorFlow
 # make lab    open JupyterLab
+# make app    a page in the browser that answers for one's own images
 # Also: notebooks (execute the committed ones anew), format, lock, clean.
 
 SHELL := /bin/sh
@@ -16,7 +17,7 @@ NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
 export TF_ENABLE_ONEDNN_OPTS := 1
 
-.PHONY: run check test sample_grid lab notebooks format lock clean
+.PHONY: run check test sample_grid lab app notebooks format lock clean
 
 run: .venv/installed
 	$(BIN)/python -m helpers run Skin_Cancer_Detection.ipynb $(RUN_DIR)
@@ -39,6 +40,9 @@ sample_grid: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab Skin_Cancer_Detection.ipynb
+
+app: .venv/installed
+	$(BIN)/voila notebooks/06_predict_images.ipynb
 
 notebooks: sample_grid
 	$(BIN)/python tests/notebooks/refresh.py $(NOTEBOOKS)

@@ -67,13 +67,30 @@ def _make_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from helpers.runs import execution, experiments, folder
+    from helpers.runs import execution, experiments
 
     declared = experiments.inspect_parameters(options.notebook)
     parameters = experiments.parse_parameters(options.p, declared)
     run = execution.execute_notebook(options.notebook, options.run_dir, parameters)
-    print(folder.describe(run))
+    print(_describe(run))
     return 0
+
+
+def _describe(run) -> str:
+    """Put a run's data, scores and where to look into a few lines."""
+    from helpers.evaluation.scores import FEWEST
+
+    lines = [f"{run.path}: {run.metrics['data']['description']}"]
+    for name, row in run.metrics["scores"]["test"].items():
+        row = {n: "?" if x is None else f"{x:.3f}" for n, x in row.items()}
+        lines.append(
+            f"  test {name:<31} {row['value']}   95 % interval {row['low']} … {row['high']}"
+        )
+    lines.append(f"  always the commonest class           {run.metrics['majority_baseline']:.3f}")
+    few = max(int(row.get("small_classes") or 0) for row in run.metrics["scores"]["test"].values())
+    if few:
+        lines.append(f"  {few} of {len(run.classes)} classes rest on fewer than {FEWEST} lesions")
+    return "\n".join([*lines, f"Look at {run.path / 'report.html'} and {run.path / 'figures'}"])
 
 
 def _execute_grid(options: argparse.Namespace) -> int:

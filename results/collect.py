@@ -80,7 +80,6 @@ def collect(folders: list[str]) -> pd.DataFrame:
     table = pd.read_csv(FILE) if FILE.exists() else pd.DataFrame(columns=KEY)
     found = [path for where in folders for path in sorted(Path(where).glob("*/metrics.json"))]
     runs = [folder.load_run(path.parent) for path in found]
-    runs = [run for run in runs if "members" not in run.metrics]  # no ensembles
     first = [run for run in runs if run.metrics["parameters"]["FOLD"] == 0]
     if folders and not first:
         raise InputError(", ".join(folders), ["no finished run of fold 0, whose validation part"])

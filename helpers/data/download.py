@@ -35,8 +35,6 @@ CHUNK_BYTES = 1 << 14  # the most that a kill loses
 AGAIN = "run the same command again: it resumes"
 
 SERVER = "https://dataverse.harvard.edu"
-KAGGLE_DATASET = "kmader/skin-cancer-mnist-ham10000"
-KAGGLE_MD5 = "70bb67f71bd23dde0bd2eda4bdcc98e5"  # of its table, which has no column dataset
 LICENCE = """\
 Licence: CC BY-NC 4.0 (Kaggle states CC BY-NC-SA 4.0): not for commercial use, nor is a model that
 was trained on these images. Commit neither the images nor notebooks that show them.
@@ -67,8 +65,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, help="where to put the data, such as data/ham10000")
     add("--test", action="store_true", help="also the official test (0.4 GB), into FOLDER-test")
-    about = "kaggle needs the package kagglehub and 11 GB more; it lacks the column dataset"
-    add("--source", choices=("dataverse", "kaggle"), default="dataverse", help=about)
     add("--base-url", default=SERVER, metavar="URL", help="a mirror of Dataverse")
 
 
@@ -83,10 +79,7 @@ def run(options: argparse.Namespace) -> int:
         for place, files in missing.items():
             if files:
                 place.mkdir(parents=True, exist_ok=True)
-                _check_space(place, files)
-                is_kaggle = options.source == "kaggle" and place == folder
-                fetch = _copy_from_kaggle if is_kaggle else _fetch_files
-                fetch(place, files, options.base_url.rstrip("/"))
+                _fetch_files(place, files, options.base_url.rstrip("/"))
         for place, files in folders.items():
             _find_missing(place, files)
             print(f"{place}: complete: {', '.join(file.target for file in files)}")
@@ -106,23 +99,12 @@ def _find_missing(folder: Path, files: tuple[RemoteFile, ...]) -> list[RemoteFil
         target = folder / file.target
         if not target.exists():
             missing.append(file)
-        elif not file.images and _compute_md5(target) not in (file.md5, KAGGLE_MD5):
+        elif not file.images and _compute_md5(target) != file.md5:
             problems.append(f"{target} is not the published file")
         elif (found := sum(1 for _ in target.rglob("ISIC_*.jpg"))) != file.images:
             problems.append(f"{target} holds {found:,} of {file.images:,} images")
     raise_problems(folder, [f"{problem}; move it away, then {AGAIN}" for problem in problems])
     return missing
-
-
-def _check_space(folder: Path, files: list[RemoteFile]) -> None:
-    """Raise an InputError where there is no room for the files and the largest archive beside."""
-    present = sum(part.stat().st_size for part in folder.glob("*.part"))
-    needed = sum(file.size for file in files) + max(file.size for file in files) - present
-    free = shutil.disk_usage(folder).free
-    text = f"{needed / 1e9:.2f} GB are needed and {free / 1e9:.2f} GB are free"
-    print(f"{folder}: {text}", flush=True)
-    if free < needed:
-        raise InputError(folder, [f"{text}; make room or choose another disk, then {AGAIN}"])
 
 
 def _fetch_files(folder: Path, files: list[RemoteFile], server: str) -> None:
@@ -184,7 +166,8 @@ def _fetch_rest(session: requests.Session, url: str, part: Path, done: int) -> N
         if code in BUSY or (code >= 400 and response.history):
             raise requests.HTTPError(f"the server answers {code}", response=response)
         if code >= 400:
-            raise InputError(url, [f"the server answers {code}; try later or take --source kaggle"])
+            remedy = "try later, or give DATA_DIR a copy as Kaggle has it"
+            raise InputError(url, [f"the server answers {code}; {remedy}"])
         resumes = response.headers.get("Content-Range", "").startswith(f"bytes {done}-")
         total = int(response.headers.get("Content-Length", 0)) + done * resumes
         with (
@@ -195,24 +178,6 @@ def _fetch_rest(session: requests.Session, url: str, part: Path, done: int) -> N
                 file.write(chunk)
                 file.flush()
                 bar.update(len(chunk))
-
-
-def _copy_from_kaggle(folder: Path, files: list[RemoteFile], _: str) -> None:
-    """Lay Kaggle's copy out like Dataverse's: every image once instead of twice."""
-    try:
-        import kagglehub
-
-        found = Path(kagglehub.dataset_download(KAGGLE_DATASET))
-    except Exception as error:  # its errors have no base class in common
-        problem = f"{type(error).__name__}: {str(error).split('?')[0]}"  # without signatures
-        problem += "; pip install kagglehub if it is not there, or leave --source out"
-        raise InputError("--source kaggle", [problem]) from None
-    for file in files:
-        work = folder / f".{file.target}.copying"
-        shutil.rmtree(work, ignore_errors=True)
-        copy = shutil.copytree if file.images else shutil.copyfile
-        copy(found / file.target, work)
-        work.rename(folder / file.target)
 
 
 def _compute_md5(path: Path) -> str:

@@ -9,9 +9,9 @@ import tqdm
 import tqdm.auto
 
 PROJECT = Path(__file__).parents[2]
-# Set for the kernels that they start by JupyterLab and Notebook, VS Code and Colab;
+# Set for the kernels that they start by JupyterLab and Notebook, VS Code, Colab and Voilà;
 # papermill, nbval and nbconvert set none of them.
-FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG")
+FRONT_ENDS = ("JPY_SESSION_NAME", "VSCODE_PID", "COLAB_RELEASE_TAG", "VOILA_KERNEL_ID")
 
 
 class InputError(ValueError):

@@ -59,25 +59,13 @@ def adjust_prior(validation: Predictions, p: Predictions) -> Predictions:
     return p.with_probabilities(odds / odds.sum(axis=1, keepdims=True))
 
 
-def calibrate_run(run) -> tuple[Predictions, tuple[float, ...]]:
-    """Calibrate a run's predictions with temperatures fitted to its validation part.
-
-    In an ensemble of folds (predictions with a column `fold`) each fold gets a temperature of its
-    own, from the validation images of that fold. Returns them in the order of the folds.
-    """
-    p = run.predictions
-    folds = p.table.get("fold", pd.Series(0, p.table.index)).to_numpy()
-    is_validation = (p.table["split"] == "val").to_numpy()
-    if unfitted := sorted(set(folds) - set(folds[is_validation])):
-        where = f" in fold {', '.join(map(str, unfitted))}" if "fold" in p.table else ""
-        problem = f"no validation images to fit a temperature to{where}"
+def calibrate_run(run) -> tuple[Predictions, float]:
+    """Calibrate a run's predictions with a temperature fitted to its validation part; return it."""
+    if not len(validation := run.predictions.part("val")):
+        problem = "no validation images to fit a temperature to"
         raise InputError(run.path, [f"{problem}; execute the run again with a validation part"])
-    probabilities, temperatures = p.probabilities.copy(), []
-    for fold in pd.unique(folds):
-        temperatures.append(fit_temperature(p.select((folds == fold) & is_validation)))
-        of_fold = apply_temperature(p.select(folds == fold), temperatures[-1])
-        probabilities[folds == fold] = of_fold.probabilities
-    return p.with_probabilities(probabilities), tuple(temperatures)
+    temperature = fit_temperature(validation)
+    return apply_temperature(run.predictions, temperature), temperature
 
 
 def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:

@@ -99,7 +99,7 @@ def load_detector(run, data_dir: str = "") -> Detector:
                 return Detector(**{field.name: saved[field.name] for field in fields(Detector)})
     from helpers.nets.patient import load_image_model  # needs TensorFlow
 
-    table, model = read_run_images(run, data_dir), load_image_model(run.model_paths[0])
+    table, model = read_run_images(run, data_dir), load_image_model(run.model_path)
     pixels = images.load_images(table, model.input_shape[1:3])
     place = pd.Series(range(len(table)), table["image_id"])
     held_out = {part: run.predictions.part(part).table["image_id"] for part in ("val", "test")}

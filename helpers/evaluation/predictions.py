@@ -22,7 +22,7 @@ class Predictions:
 
     Attributes:
         table: a row per image: `COLUMNS`, those of `PATIENT_COLUMNS` that are known, and p_<class>
-            (float64, 0 … 1) for each class; of an ensemble also fold (Int64), whose model answered.
+            (float64, 0 … 1) for each class.
         classes: class codes in the order of the model's outputs.
         resamples: bootstrap samples of the lesions behind each interval.
         seed: of the bootstrap.
@@ -68,13 +68,8 @@ class Predictions:
         return replace(self, table=self.table.iloc[rows].reset_index(drop=True))
 
     def part(self, split: str) -> "Predictions":
-        """Return a part; what several members of an ensemble answered, once, by their mean."""
-        part = self.select((self.table["split"] == split).to_numpy())
-        if part.table["image_id"].is_unique:
-            return part
-        means = part.table.groupby("image_id", sort=False)[self.columns].mean()
-        once = part.select(~part.table["image_id"].duplicated().to_numpy())
-        return once.with_probabilities(means.to_numpy())
+        """Return the images of a part: train, val or test."""
+        return self.select((self.table["split"] == split).to_numpy())
 
     def with_probabilities(self, probabilities: np.ndarray) -> "Predictions":
         """Return the same rows with other probabilities (N, K), such as calibrated ones."""
@@ -103,7 +98,7 @@ def read_predictions(path: str | os.PathLike, classes: tuple[str, ...]) -> Predi
     Ids are text whatever they look like: a lesion called "NA" is a lesion.
     """
     texts = pd.read_csv(path, dtype=str, keep_default_na=False, usecols=lambda name: name in IDS)
-    table = pd.read_csv(path, dtype={"fold": "Int64", **dict.fromkeys(WORDS, str)})
+    table = pd.read_csv(path, dtype=dict.fromkeys(WORDS, str))
     words = table[[name for name in WORDS if name in table]].fillna("")
     words = words.apply(lambda column: column.mask(is_missing(column), "unknown"))
     return Predictions(table.assign(**texts, **words), tuple(classes))

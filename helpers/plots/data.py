@@ -132,26 +132,6 @@ def plot_leaks(random_leaks: pd.DataFrame, grouped_leaks: pd.DataFrame) -> Figur
     return figure
 
 
-def plot_clues(clues: pd.DataFrame, chance: float, title: str) -> Figure:
-    """Draw how well each clue tells the diagnosis, with its interval, beside chance.
-
-    `clues` has a row per clue: value, low and high, 0 … 1; `chance` is that of one that tells
-    nothing.
-    """
-    figure, axes = plt.subplots(figsize=(7, 0.5 * len(clues) + 1.3), layout="constrained")
-    ends = [clues["value"] - clues["low"], clues["high"] - clues["value"]]
-    axes.errorbar(clues["value"], clues.index, xerr=ends, fmt="o", color=DARK, capsize=4)
-    for name, value in clues["value"].items():
-        axes.annotate(
-            f"{value:.2f}", (value, name), (0, 7), textcoords="offset points", ha="center"
-        )
-    axes.axvline(chance, color="0.5", linestyle="--", label="chance")
-    axes.set(xlim=(0, 1), ylim=(len(clues) - 0.5, -0.7), title=title)
-    axes.legend(frameon=False)
-    sns.despine(figure)
-    return figure
-
-
 def _order_classes(table: pd.DataFrame) -> list[str]:
     """List the classes that occur, the one with the most images first."""
     return table["dx"].value_counts().index.tolist()

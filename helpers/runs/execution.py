@@ -13,9 +13,8 @@ from filelock import FileLock, Timeout
 from helpers.data import files, reading
 from helpers.data.files import InputError, raise_problems
 from helpers.runs import experiments, folder
-from helpers.runs.code import NOTEBOOK_CODE, fingerprint_code
 from helpers.runs.experiments import ERROR, LOCK, NOTEBOOK, SAMPLE, Experiment, PlannedRun
-from helpers.runs.folder import Run
+from helpers.runs.folder import NOTEBOOK_CODE, Run, fingerprint_code
 
 BUSY = "another process is executing this run"
 
@@ -102,17 +101,17 @@ def find_last_run() -> str | Path | None:
         return named
     paths = folder.resolve_run("runs").rglob(folder.METRICS)
     for path in sorted(paths, key=os.path.getmtime, reverse=True):
-        if (run := folder.peek_run(path.parent)) and "members" not in run.metrics:  # no ensemble
+        if folder.peek_run(path.parent):
             return path.parent
     return None
 
 
-def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Run]]:
+def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str]]:
     """Find finished runs that belong together: of an experiment's YAML file, or in a folder.
 
     Without either: in the folder of the last finished run or, where none is finished, those of the
-    sample's experiment, executed now. Returned are the folder, its finished runs, what became of
-    the others that an experiment names, as of `experiments.load_runs`, and its ensembles.
+    sample's experiment, executed now. Returned are the folder, its finished runs, and what became
+    of the others that an experiment names, as of `experiments.load_runs`.
     """
     if not where and (last := find_last_run()):
         where = folder.resolve_run(last).parent
@@ -120,18 +119,16 @@ def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str], list[Ru
         experiment = experiments.read_experiment(where or SAMPLE)
         if not where:
             execute_experiment(experiment)
-        finished, others = experiments.load_runs(experiment)
-        return experiment.folder, finished, others, experiments.join_experiment(experiment)
+        return experiment.folder, *experiments.load_runs(experiment)
     place = folder.resolve_run(where)
     found = [folder.peek_run(path.parent) for path in sorted(place.glob(f"*/{folder.METRICS}"))]
-    joined = [run for run in found if run and "members" in run.metrics]
-    return place, [run for run in found if run and "members" not in run.metrics], {}, joined
+    return place, [run for run in found if run], {}
 
 
 def execute_experiment(
     experiment: Experiment, jobs: int = 1, dask: str = "", keep_old: bool = False
 ) -> dict[str, str]:
-    """Execute what is not finished yet, then join the ensembles that are complete.
+    """Execute what is not finished yet.
 
     A failed run does not stop the others. Runs that another process is executing are waited for,
     and taken over should it end without finishing them. A line per run goes to standard error,
@@ -153,7 +150,6 @@ def execute_experiment(
         end = f"FAILED: {problem}" if problem else "finished"
         print(f"[{number}/{total}] {planned.path.name}: {end}", file=sys.stderr)
         failures |= {planned.path.name: problem} if problem else {}
-    experiments.join_experiment(experiment)
     return failures
 
 

@@ -3,10 +3,9 @@
     notebook: Skin_Cancer_Detection.ipynb
     fixed: {IMAGE_HEIGHT: 28, IMAGE_WIDTH: 28}
     grid: {BATCH_NORM: [false, true], FOLD: [0, 1, 2, 3, 4]}
-    ensemble: FOLD
 
 `grid` is a mapping of lists or a list of such mappings; each gives the product of its lists, the
-first name varying slowest. The runs over `ensemble` are joined once all of them are finished.
+first name varying slowest.
 """
 
 import itertools
@@ -17,19 +16,16 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-import pandas as pd
 import yaml
 from filelock import FileLock, Timeout
 
 from helpers.data.files import InputError, raise_problems, resolve_path
-from helpers.evaluation.predictions import Predictions
-from helpers.evaluation.scores import score_majority, score_with_intervals
 from helpers.runs import folder
 from helpers.runs.folder import Run
 
 SAMPLE = "notebooks/experiments/sample_grid.yaml"
 TYPES = {"bool": bool, "int": int, "float": float, "str": str}
-KEYS = ("notebook", "fixed", "grid", "ensemble")
+KEYS = ("notebook", "fixed", "grid")
 NOTEBOOK, ERROR, LOCK = "notebook.ipynb", "error.txt", ".lock"
 
 
@@ -49,7 +45,6 @@ class Experiment:
 
     folder: Path
     runs: tuple[PlannedRun, ...]
-    ensemble: str
 
 
 def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> Experiment:
@@ -77,11 +72,8 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
             runs[name] = PlannedRun(where / name, notebook, {**fixed, **own}, own)
     if any("RUN_DIR" in planned.parameters for planned in runs.values()):
         problems.append("RUN_DIR is chosen for each run: take it out")
-    ensemble = content.get("ensemble") or ""
-    if ensemble and not any(ensemble in planned.own for planned in runs.values()):
-        problems.append(f"ensemble: {ensemble} is not in the grid")
     raise_problems(path, list(dict.fromkeys(problems)))  # each once, however many runs have it
-    return Experiment(where, tuple(runs.values()), ensemble)
+    return Experiment(where, tuple(runs.values()))
 
 
 def _check_shape(path: Path, content) -> list[dict]:
@@ -199,53 +191,3 @@ def load_runs(experiment: Experiment) -> tuple[list[Run], dict[str, str]]:
     missing = [planned for planned in experiment.runs if not found[planned.path]]
     others = {planned.path.name: describe_state(planned) for planned in missing}
     return [run for run in found.values() if run], others
-
-
-def join_experiment(experiment: Experiment) -> list[Run]:
-    """Join the runs of an experiment that agree in all but its `ensemble` parameter, if finished.
-
-    The folder lies beside theirs and has `all` for the value: BATCH_NORM=true,FOLD=all.
-    """
-    over, families = experiment.ensemble, {}
-    for planned in [planned for planned in experiment.runs if over in planned.own]:
-        name = name_run({**planned.own, over: "all"})
-        families.setdefault(name, []).append(find_finished(planned))
-    whole = {name: runs for name, runs in families.items() if all(runs)}
-    return [join_runs(runs, experiment.folder / name, over) for name, runs in whole.items()]
-
-
-def join_runs(runs: list[Run], where: Path, over: str = "FOLD") -> Run:
-    """Join finished runs of the same parameters but for `over` into a folder beside theirs.
-
-    Its predictions, with a column `fold`, hold each test image once, by the one model that did not
-    train on it, and each run's validation images; what is there of the same runs is kept.
-    """
-    marks = {run.path.name: folder.checksum(run.path / folder.METRICS) for run in runs}
-    old = folder.peek_run(where)
-    if old and old.metrics.get("members") == marks:
-        return old
-    first = runs[0].metrics
-    parameters = {n: v for n, v in first["parameters"].items() if n not in ("RUN_DIR", over)}
-    values = [run.metrics["parameters"][over] for run in runs]
-    tables = [run.predictions.table.assign(fold=v) for run, v in zip(runs, values, strict=True)]
-    histories = [run.history.assign(fold=v) for run, v in zip(runs, values, strict=True)]
-    predictions = Predictions(pd.concat(tables, ignore_index=True), runs[0].classes)
-    test = predictions.part("test")
-    problems = [text for run in runs for text in folder.find_differences(run, parameters)]
-    if any(run.classes != runs[0].classes for run in runs):
-        problems.append("the runs differ in their classes")
-    tested = predictions.table.loc[predictions.table["split"] == "test", "image_id"]
-    if repeated := int(tested.duplicated().sum()):
-        problems.append(f"{repeated} test images are in more than one {over}")
-    raise_problems(where, problems)
-    sums = {n: sum(run.metrics["training"][n] for run in runs) for n in ("seconds", "epochs")}
-    metrics = first | {
-        "parameters": parameters | {over: values},
-        "data": first["data"] | {"split": predictions.table["split"].value_counts().to_dict()},
-        "scores": {"test": score_with_intervals(test)},
-        "majority_baseline": score_majority(test),
-        "training": first["training"] | {"best_epoch": None, "images_per_second": None} | sums,
-        "members": marks,
-    }
-    where.mkdir(parents=True, exist_ok=True)
-    return folder.write_run(where, metrics, pd.concat(histories), predictions)

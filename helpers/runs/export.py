@@ -45,8 +45,6 @@ def export_run(run: Run, to: str) -> dict:
     problems = []
     if missing := [package for package in packages if find_spec(package) is None]:
         problems.append(f"{to} needs more packages: pip install {' '.join(missing)}")
-    if len(run.model_paths) > 1:
-        problems.append(f"it has {len(run.model_paths)} models: export the runs it was made of")
     raise_problems(run.path, problems)
 
     from helpers.nets.models import rebuild_net
@@ -127,7 +125,7 @@ def write_model_card(run: Run, judgement: dict) -> Path:
 
     The sections are those of Mitchell et al., doi:10.1145/3287560.3287596; the front matter is
     what model hubs read (https://huggingface.co/docs/hub/model-cards). `judgement` has the judged
-    part, temperatures, prevalence (0 … 1) and the tables overall, by_class, calibration, points,
+    part, temperature, prevalence (0 … 1) and the tables overall, by_class, calibration, points,
     per_thousand and by_group (or None).
     """
     notebooks = [name for name in run.metrics["code"] if name.endswith(".ipynb")]
@@ -143,7 +141,6 @@ def write_model_card(run: Run, judgement: dict) -> Path:
         **run.metrics,
         name=run.path.name,
         drawn=sample.is_drawn(run.predictions.table["image_id"]),
-        models=len(run.model_paths),
         class_names=CLASS_NAMES,
         hub_scores=[(n, kind, values[n]) for n, kind in HUB_SCORES.items() if n in values],
         judged=run.predictions.part(judgement["part"]).table,

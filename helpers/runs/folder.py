@@ -1,14 +1,16 @@
 """A run's folder: parameters checked, the folder opened, all that a run leaves written and read."""
 
+import ast
 import hashlib
 import json
 import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import partial
+from functools import lru_cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from platform import python_version
@@ -19,13 +21,13 @@ from filelock import FileLock, Timeout
 from helpers.data import sample
 from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
 from helpers.evaluation.predictions import Predictions, read_predictions
-from helpers.evaluation.scores import FEWEST, score_majority
-from helpers.runs.code import fingerprint_code, fingerprint_imports
+from helpers.evaluation.scores import score_majority
 
 PACKAGES = ("tensorflow", "keras", "numpy", "pandas", "pillow", "opencv-python-headless")
 METRICS, HISTORY, MODEL = "metrics.json", "history.csv", "model.keras"
 PREDICTIONS, IMAGE_ONLY = "predictions.csv", "predictions_image_only.csv"
 KERNEL_LOCK = ".kernel.lock"
+NOTEBOOK_CODE = "SKIN_NOTEBOOK_CODE"  # environment variable: JSON, file to its `fingerprint_code`
 JSON_TYPES = (bool, int, float, str, list, dict)
 BOX = "models/ham10000"  # the run that comes with the project
 # What is made of a run later, and would not belong to one made anew in the same folder.
@@ -51,17 +53,17 @@ _open: dict[Path, tuple[FileLock, dict, float]] = {}
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run, or an ensemble of runs over folds.
+    """A finished run.
 
     `metrics` is what metrics.json holds: parameters, classes, data, scores, majority_baseline,
-    training, code, versions, files, of an ensemble members. `history` has a row per epoch, from 1.
+    training, code, versions, files. `history` has a row per epoch, from 1.
     """
 
     path: Path
     metrics: dict
     history: pd.DataFrame
     predictions: Predictions
-    model_paths: tuple[Path, ...]
+    model_path: Path
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -245,7 +247,7 @@ def save_figures(run_dir: str | os.PathLike, figures: dict) -> None:
 
 
 def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
-    """Read a finished run, or an ensemble, back; refuse files that are not of one run.
+    """Read a finished run back; refuse files that are not of one run.
 
     With `image_only`, its predictions are those without age, sex and site, should it take them.
     """
@@ -253,12 +255,11 @@ def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
     remedy = f"execute a training notebook with RUN_DIR = {str(run_dir)!r}; it goes on if it can"
     try:
         metrics = json.loads((run_dir / METRICS).read_text(encoding="utf-8"))
-        files, members = dict(metrics["files"]), list(metrics.get("members", ()))
+        files = dict(metrics["files"])
     except OSError:
         raise InputError(run_dir, [f"no finished run: {METRICS} missing: {remedy}"]) from None
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(run_dir / METRICS, [f"is damaged ({error!r}): {remedy}"]) from None
-    files |= {f"../{name}/{METRICS}": mark for name, mark in metrics.get("members", {}).items()}
     missing = [name for name in files if not (run_dir / name).is_file()]
     problems = [f"no finished run: {', '.join(missing)} missing: {remedy}"] if missing else []
     changed = [n for n in files if n not in missing and checksum(run_dir / n) != files[n]]
@@ -266,11 +267,10 @@ def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
         why = "edited, or a later run was interrupted while it was saved"
         problems.append(f"{', '.join(changed)} differ from {METRICS} ({why}): {remedy}")
     raise_problems(run_dir, problems)
-    models = [path for n in members for path in load_run(run_dir.parent / n).model_paths]
     history = pd.read_csv(run_dir / HISTORY, index_col="epoch")
     name = IMAGE_ONLY if image_only and IMAGE_ONLY in files else PREDICTIONS
     predictions = read_predictions(run_dir / name, tuple(metrics["classes"]))
-    return Run(run_dir, metrics, history, predictions, tuple(models or [run_dir / MODEL]))
+    return Run(run_dir, metrics, history, predictions, run_dir / MODEL)
 
 
 def peek_run(run_dir: str | os.PathLike) -> Run | None:
@@ -281,31 +281,16 @@ def peek_run(run_dir: str | os.PathLike) -> Run | None:
         return None
 
 
-def load_model(run: Run, number: int = 0):
-    """Load one of a run's models, for images alone; an error says which Keras wrote it."""
+def load_model(run: Run):
+    """Load a run's model, for images alone; an error says which Keras wrote it."""
     from helpers.nets.patient import load_image_model
 
-    path, wrote = run.model_paths[number], run.metrics["versions"]["keras"]
+    path, wrote = run.model_path, run.metrics["versions"]["keras"]
     try:
         return load_image_model(path)
     except Exception as error:  # Keras raises nearly anything
         problem = f"written by Keras {wrote}, not readable by Keras {version('keras')} ({error})"
         raise InputError(path, [f"{problem}: pip install 'keras>={wrote}'"]) from error
-
-
-def describe(run: Run) -> str:
-    """Put a run's data, scores and where to look into a few lines."""
-    lines = [f"{run.path}: {run.metrics['data']['description']}"]
-    for name, row in run.metrics["scores"]["test"].items():
-        row = {n: "?" if x is None else f"{x:.3f}" for n, x in row.items()}
-        lines.append(
-            f"  test {name:<31} {row['value']}   95 % interval {row['low']} … {row['high']}"
-        )
-    lines.append(f"  always the commonest class           {run.metrics['majority_baseline']:.3f}")
-    few = max(int(row.get("small_classes") or 0) for row in run.metrics["scores"]["test"].values())
-    if few:
-        lines.append(f"  {few} of {len(run.classes)} classes rest on fewer than {FEWEST} lesions")
-    return "\n".join([*lines, f"Look at {run.path / 'report.html'} and {run.path / 'figures'}"])
 
 
 def fingerprint_data(table: pd.DataFrame) -> str:
@@ -318,3 +303,39 @@ def fingerprint_data(table: pd.DataFrame) -> str:
 def checksum(path: Path) -> str:
     """Return the sha256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def fingerprint_code(path: Path) -> str:
+    """Return a short checksum of a module's or a notebook's code, "" for a missing file.
+
+    Comments, docstrings, layout and the cells of parameters do not count.
+    """
+    if not path.is_file():
+        return ""
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        skipped = {"parameters", "injected-parameters"}
+        cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+        cells = [c for c in cells if not skipped & set(c["metadata"].get("tags", []))]
+        source = "\n".join("".join(cell["source"]) for cell in cells)
+    return _fingerprint_source(source)
+
+
+@lru_cache
+def _fingerprint_source(source: str) -> str:
+    with suppress(SyntaxError):  # a notebook with magics counts as it is
+        tree = ast.parse(source)
+        for node in ast.walk(tree):
+            match getattr(node, "body", None):
+                case [ast.Expr(ast.Constant()), *rest]:
+                    node.body = rest
+        source = ast.unparse(tree)
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def fingerprint_imports() -> dict[str, str]:
+    """Fingerprint the code behind this process: its notebook, if told, and the helper modules."""
+    files = [m.__file__ for n, m in list(sys.modules.items()) if n.split(".")[0] == "helpers"]
+    paths = [Path(file) for file in files if file]
+    marks = {path.relative_to(PROJECT).as_posix(): fingerprint_code(path) for path in paths}
+    return json.loads(os.environ.get(NOTEBOOK_CODE, "{}")) | marks

@@ -1,5 +1,6 @@
-"""One's own image files: found in folders, uploaded, and the table of answers written for them."""
+"""One's own image files: found or uploaded, and their answers as a table and as a page."""
 
+import base64
 import itertools
 import os
 import re
@@ -8,9 +9,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pandas as pd
+from jinja2 import Environment, FileSystemLoader
 
 from helpers.data.files import InputError, raise_problems, replace_file
+from helpers.data.metadata import CLASS_NAMES
 from helpers.runs.folder import METRICS
 
 # Beside what is hidden (.…, .ipynb_checkpoints among it): thumbnails and notes of file systems.
@@ -107,3 +112,28 @@ def write_answers(path: Path, table: pd.DataFrame) -> Path:
         except OSError as error:
             problems.append(f"{place} cannot be written ({error})")
     raise InputError("the answers", problems)
+
+
+def write_cards(table: pd.DataFrame, pictures: dict[int, Sequence[np.ndarray]], link: bool) -> str:
+    """Write answers as HTML, a card for each image, which needs no other file.
+
+    Args:
+        table: of `predict.predict_images`.
+        pictures: rows of the table to uint8 (height, width, 3), the image first; the rows to show,
+            beside those with a problem.
+        link: offer the whole table as a CSV to download.
+    """
+    cards = []
+    for row in table.index[(table["problem"] != "") | table.index.isin(pictures)]:
+        probabilities = table.loc[row].filter(like="p_").items()
+        named = [(CLASS_NAMES.get(n[2:], n[2:]), p) for n, p in probabilities]
+        shown = [cv2.imencode(".jpg", one[..., ::-1])[1] for one in pictures.get(row, ())]
+        card = dict(table.loc[row, ["answer", "warning", "problem"]], probabilities=named)
+        if card["answer"] in CLASS_NAMES:
+            card["answer"] += f": {CLASS_NAMES[card['answer']]}"
+        card["pictures"] = [base64.b64encode(one).decode() for one in shown]
+        cards.append(card | {"name": Path(table.loc[row, "image"]).name})
+    csv = base64.b64encode(table.to_csv(index=False).encode("utf-8-sig")).decode()
+    loader = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=loader, autoescape=True).get_template("answers.html.jinja")
+    return template.render(cards=cards, csv=csv if link else "")

@@ -15,7 +15,7 @@ import pandas as pd
 
 from helpers.data import images
 from helpers.data.files import InputError, raise_problems
-from helpers.evaluation import calibration, challenge, novelty
+from helpers.evaluation import calibration, novelty
 from helpers.evaluation.predictions import Predictions
 from helpers.runs.execution import find_last_run
 from helpers.runs.folder import BOX, METRICS, Run, load_model, load_run, resolve_run
@@ -46,7 +46,7 @@ class OperatingPoint:
 class Classifier:
     """One or several nets that answer together; made by `load_classifier`.
 
-    Each net has a run (none is an ensemble), a reader (`novelty.make_reader`), a temperature
+    Each net has a run, a reader (`novelty.make_reader`), a temperature
     (`calibration.calibrate_run`) and a detector, unless nothing is warned of. `views`, 1 or 8, are
     averaged; `false_alarm_rate` is the share of images like the training images to warn of.
     """
@@ -81,15 +81,15 @@ def load_classifier(
     """Load the nets of runs that are to answer together.
 
     Args:
-        runs: of the same classes and image size, at least one; an ensemble stands for its members.
-            The probabilities of all nets are calibrated, then averaged.
+        runs: of the same classes and image size, at least one. The probabilities of all nets are
+            calibrated, then averaged.
         accuracy: wanted share of right ones among the given answers (`choose_operating_point`).
         views: 1, or 8 for test-time averaging; 0: what the first run was scored with.
         warn, false_alarm_rate, data_dir: of the warning; see `novelty.load_detector`.
 
     An InputError names all that keeps the runs from answering together, or is out of range.
     """
-    runs = [load_run(path.parent, image_only=True) for run in runs for path in run.model_paths]
+    runs = [load_run(run.path, image_only=True) for run in runs]
     first, problems = runs[0], []
     for run in runs[1:]:
         for what, read in (("the classes", lambda x: x.classes), ("images of", _read_size)):
@@ -108,7 +108,6 @@ def load_classifier(
     table = pd.concat([p.table for p in calibrated], ignore_index=True)
     point = choose_operating_point(replace(first.predictions, table=table), accuracy)
     detectors = tuple(novelty.load_detector(run, data_dir) for run in runs if warn)
-    temperatures = tuple(found for (found,) in temperatures)
     return Classifier(tuple(runs), readers, temperatures, detectors, point, views, false_alarm_rate)
 
 
@@ -224,7 +223,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = f"a finished run; several answer together (without: the last finished one, else {BOX})"
     add("--run", action="append", default=[], metavar="RUN_DIR", help=text)
     add("--csv", type=Path, help="write the answers there; without: print them")
-    add("--isic", type=Path, help="write a CSV as the ISIC 2018 challenge takes it")
     text = "share of right ones wanted among the given answers; the rest is unsure (%(default)s)"
     add("--accuracy", type=float, default=0.9, help=text)
     text = "8: average turned, mirrored views (without: as the run was scored)"
@@ -242,34 +240,21 @@ def run(options: argparse.Namespace) -> int:
     Returns the exit code: 0; 1 where no file could be answered; 3 where some could not. An
     InputError names everything that is wrong with the arguments.
     """
-    problems = [text for path in (options.csv, options.isic) if path for text in check_output(path)]
+    problems = check_output(options.csv) if options.csv else []
     of_runs = [path for path in options.images if (resolve_run(path) / METRICS).is_file()]
     given = [path for path in options.images if path not in of_runs]
     paths, left_out = _collect(problems, find_images, given) or ([], [])
     runs = [_collect(problems, load_run, path) for path in [*options.run, *of_runs]]
-    if options.isic and options.csv and options.isic.absolute() == options.csv.absolute():
-        problems.append("--csv and --isic name one file: give each its own")
-    if options.isic and len(paths) > len(stems := {path.stem for path in paths}):
-        found = f"{len(paths)} files but {len(stems)} different names"
-        problems.append(f"--isic names images by their file without its ending: {found}")
     raise_problems("predict", problems)
     runs = runs or [load_run(find_last_run() or BOX)]
     settings = options.accuracy, options.views, not options.no_novelty, options.false_alarms
     classifier = load_classifier(runs, *settings, options.data_dir)
-    if options.isic and set(classifier.classes) != {name.lower() for name in challenge.COLUMNS}:
-        raise InputError(classifier.runs[0].path, ["--isic needs the classes of HAM10000"])
     table = predict_images(classifier, paths)
     answered = table[table["problem"] == ""]
     if options.csv:
         print("Answers:", write_answers(options.csv, table))
     else:
         print(table.to_string(index=False, float_format="%.3f"))
-    if options.isic and len(answered):
-        named = answered.assign(image_id=[Path(path).stem for path in answered["image"]])
-        try:
-            challenge.write_submission(options.isic, Predictions(named, classifier.classes))
-        except OSError as error:
-            raise InputError(options.isic, [f"cannot be written any more ({error})"]) from None
     print(describe_answers(classifier, table))
     if left_out:
         print(f"{len(left_out)} left out:", *left_out, sep="\n", file=sys.stderr)

@@ -103,7 +103,7 @@ def test_model_that_this_keras_cannot_read_says_who_wrote_it(run, monkeypatch):
 
 
 def test_saved_model_is_keras_own_and_of_both_inputs(run, tmp_path):
-    model = keras.models.load_model(run.model_paths[0])
+    model = keras.models.load_model(run.model_path)
     assert not model.compiled
     assert not any(type(layer).__module__.startswith("helpers") for layer in model.layers)
     joined = training_layers.speed_up(join_fields(make_model()))

@@ -113,7 +113,7 @@ assert "helpers" not in sys.modules
     tested = other_run.predictions.part("test")
     pixels = [images.read_image(p, (28, 28)) for p in table.loc[tested.table["image_id"], "path"]]
     np.save(tmp_path / "pixels.npy", np.stack(pixels))
-    arguments = [other_run.model_paths[0], tmp_path / "pixels.npy", tmp_path / "answer.npy"]
+    arguments = [other_run.model_path, tmp_path / "pixels.npy", tmp_path / "answer.npy"]
     done = subprocess.run(
         [sys.executable, "-c", script, *map(str, arguments)],
         cwd=tmp_path,

@@ -100,7 +100,6 @@ def test_grids_are_products_and_the_first_name_varies_slowest(project):
         ("grid: {FOLD: [0, 0]}", ["FOLD=0 is there twice"]),
         ("grid: {FOLD: [0]}\nfixed: {FOLD: 1}", ["FOLD is both fixed and in the grid"]),
         ("grid: {RUN_DIR: [a]}", ["RUN_DIR is chosen for each run"]),
-        ("grid: {FOLD: [0]}\nensemble: RATE", ["RATE is not in the grid"]),
         ("grid: [", ["not readable as YAML"]),
     ],
 )

@@ -66,40 +66,20 @@ def make_run(**columns):
 
 def test_test_images_have_no_say_in_the_temperature():
     run = make_run()
-    p, temperatures = calibration.calibrate_run(run)
-    assert temperatures == (pytest.approx(2.0, rel=0.1),)
-    expected = calibration.apply_temperature(run.predictions, temperatures[0])
+    p, temperature = calibration.calibrate_run(run)
+    assert temperature == pytest.approx(2.0, rel=0.1)
+    expected = calibration.apply_temperature(run.predictions, temperature)
     assert p.probabilities == pytest.approx(expected.probabilities)
     table = run.predictions.table
     changed = Predictions(
         table.assign(dx=table["dx"].where(table["split"] == "val", "a")), tuple("abc")
     )
-    assert calibration.calibrate_run(SimpleNamespace(predictions=changed))[1] == temperatures
+    assert calibration.calibrate_run(SimpleNamespace(predictions=changed))[1] == temperature
 
 
-def test_each_fold_has_its_own_temperature_and_official_images_the_mean_of_the_folds():
-    """Two folds of the same images; the second is twice as sure. All get the same calibration."""
-    fold = np.arange(3000) // 1500
-    run = make_run(fold=fold)
-    sharp = calibration.apply_temperature(run.predictions, 0.5).probabilities
-    before = np.where(fold[:, None] == 1, sharp, run.predictions.probabilities)
-    table = run.predictions.with_probabilities(before).table
-    table.loc[[0, 1500], ["image_id", "split"]] = ["an_official_one", "official"]
-    run.predictions = Predictions(table, tuple("abc"))
-    p, temperatures = calibration.calibrate_run(run)
-    assert temperatures == (pytest.approx(2.0, rel=0.15), pytest.approx(4.0, rel=0.15))
-    for number, temperature in enumerate(temperatures):
-        of_fold = run.predictions.select(fold == number)
-        expected = calibration.apply_temperature(of_fold, temperature).probabilities
-        assert p.select(fold == number).probabilities == pytest.approx(expected)
-    official = p.part("official")
-    assert len(official) == 1
-    assert official.probabilities[0] == pytest.approx(p.probabilities[[0, 1500]].mean(axis=0))
-
-
-def test_fold_without_validation_images_is_named():
-    run = make_run(fold=np.where(np.arange(3000) % 2, 0, 3))
-    with pytest.raises(InputError, match=r"no validation images .* in fold 3; execute"):
+def test_run_without_validation_images_is_named():
+    run = make_run(split="test")
+    with pytest.raises(InputError, match=r"a_run: no validation images .*; execute"):
         calibration.calibrate_run(run)
 
 

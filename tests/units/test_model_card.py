@@ -42,7 +42,7 @@ def make_run(tmp_path, first=24306, **parameters):
     folder = tmp_path / "my_run"
     folder.mkdir(exist_ok=True)
     predictions = Predictions(table, CLASSES, resamples=100)
-    return Run(folder, metrics, pd.DataFrame(), predictions, (folder / "model.keras",))
+    return Run(folder, metrics, pd.DataFrame(), predictions, folder / "model.keras")
 
 
 def judge(run, part="test"):
@@ -56,7 +56,7 @@ def judge(run, part="test"):
         "overall": scores.score_with_intervals(p),
         "by_class": scores.judge_classes(p),
         "calibration": pd.DataFrame(errors).T,
-        "temperatures": (1.25,),
+        "temperature": 1.25,
         "points": points,
         "per_thousand": calibration.count_per_thousand(points, 0.02),
         "prevalence": 0.02,

@@ -10,7 +10,6 @@ from filelock import FileLock, Timeout
 from helpers.data.files import PROJECT, InputError
 from helpers.evaluation.predictions import make_predictions, read_predictions
 from helpers.runs import execution, experiments, folder
-from helpers.runs.code import fingerprint_code
 from tests.units.fake_run import CLASSES, PARAMETERS, FakeModel, make_table, save
 
 
@@ -32,7 +31,7 @@ def test_run_is_read_back_as_it_was_saved(tmp_path):
     assert test.table["image_id"].tolist() == ["0003", "0004"]
     assert test.table["sex"].tolist() == ["female", "male"]
     assert run.classes == CLASSES
-    assert [path.read_bytes() for path in run.model_paths] == [b"weights"]
+    assert run.model_path.read_bytes() == b"weights"
 
 
 def test_more_metrics_join_their_section_and_predictions_their_file(tmp_path):
@@ -134,7 +133,7 @@ def test_folder_that_cannot_be_written_is_explained(tmp_path):
 def test_run_of_other_code_is_known(tmp_path, monkeypatch):
     module = tmp_path / "module.py"
     module.write_text('"""Old."""\n\n\ndef double(x):\n    return 2 * x\n')
-    made = {str(module): fingerprint_code(module)}
+    made = {str(module): folder.fingerprint_code(module)}
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps(made))
     run = save(tmp_path / "run")
     assert "helpers/runs/folder.py" in run.metrics["code"]
@@ -148,7 +147,7 @@ def test_run_of_other_code_is_known(tmp_path, monkeypatch):
 def test_code_that_is_edited_during_a_run_counts_as_it_was(tmp_path, monkeypatch):
     module = tmp_path / "module.py"
     module.write_text("x = 1")
-    mark = fingerprint_code(module)
+    mark = folder.fingerprint_code(module)
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): mark}))
     run_dir = folder.open_run({"RUN_DIR": str(tmp_path / "run")})
     monkeypatch.setenv("SKIN_NOTEBOOK_CODE", json.dumps({str(module): "other"}))
@@ -209,34 +208,6 @@ def test_fingerprint_of_the_data_changes_with_labels_split_and_files(tmp_path):
     assert len({*marks, folder.fingerprint_data(table)}) == 4
 
 
-def test_folds_are_joined_and_belong_together(tmp_path):
-    runs = [
-        save(tmp_path / f"FOLD={fold}", {**PARAMETERS, "FOLD": fold}, ids=f"00{fold}")
-        for fold in (0, 1)
-    ]
-    joined = experiments.join_runs(runs, tmp_path / "FOLD=all")
-    assert joined.predictions.part("test").probabilities.tolist() == 2 * [
-        [0.25, 0.75],
-        [1 / 3, 2 / 3],
-    ]
-    assert joined.predictions.table["fold"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert joined.model_paths == tuple(run.model_paths[0] for run in runs)
-    assert joined.metrics["parameters"]["FOLD"] == [0, 1]
-    assert joined.metrics["scores"]["test"]["accuracy"]["value"] == 0.5
-    assert len(joined.history) == 4
-    written = (joined.path / "metrics.json").stat().st_mtime_ns
-    assert experiments.join_runs(runs, joined.path).path == joined.path
-    assert (joined.path / "metrics.json").stat().st_mtime_ns == written
-    other = save(tmp_path / "other", {**PARAMETERS, "FOLD": 1, "IMAGE_WIDTH": 36})
-    with pytest.raises(InputError) as caught:
-        experiments.join_runs([runs[0], other], tmp_path / "new")
-    assert "IMAGE_WIDTH" in str(caught.value)
-    assert "2 test images are in more than one FOLD" in str(caught.value)
-    save(tmp_path / "FOLD=1", {**PARAMETERS, "FOLD": 1}, ids="005")
-    with pytest.raises(InputError, match=r"FOLD=1/metrics\.json differ"):
-        folder.load_run(joined.path)
-
-
 def test_last_finished_run_is_found_unless_another_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("SKIN_RUNS_DIR", str(tmp_path))
     monkeypatch.delenv("LAST_RUN", raising=False)
@@ -265,6 +236,6 @@ def test_grid_over_folds_of_data_with_a_split_is_refused(tmp_path, monkeypatch):
     planned = [
         experiments.PlannedRun(tmp_path, tmp_path, {"DATA_DIR": "d", "FOLD": f}, {}) for f in (0, 1)
     ]
-    experiment = experiments.Experiment(tmp_path, tuple(planned), "")
+    experiment = experiments.Experiment(tmp_path, tuple(planned))
     with pytest.raises(InputError, match="FOLD varies, but d came with a split"):
         execution.execute_experiment(experiment)
