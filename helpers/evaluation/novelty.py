@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 import pandas as pd
 from sklearn.covariance import LedoitWolf
+from sklearn.decomposition import PCA
 
 from helpers.data import images, reading, sample
 from helpers.data.files import InputError, name_some, replace_file, resolve_path
@@ -20,6 +21,7 @@ from helpers.evaluation.scores import estimate_shares
 
 NOVELTY = "novelty.npz"
 FALSE_ALARM_RATE = 0.05
+COMPONENTS = 16  # of the features, at most: as good on photographs by telephone as all of them
 FEWEST_PER_CLASS = 3  # training images, on average, for a centre for each class
 BATCH = 256  # images per call of the net
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -33,11 +35,13 @@ class Detector:
     and Wolf (2004). The net's features and simple statistics of colour and brightness are measured
     together: a net may ignore what makes noise or a wall strange.
 
-    Features are standardised by mean and scale, float (D,). `centres`, float (K, D), are the means
-    of the classes that occur; precision, float (D, D), is the inverse covariance about them;
+    `components`, float (F, C), are the principal ones of the net's features. They and the
+    statistics are standardised by mean and scale, float (D,). `centres`, float (K, D), are the
+    means of the classes that occur; precision, float (D, D), is the inverse covariance about them;
     validation and test are the distances of these parts, in the order of the run's predictions.
     """
 
+    components: np.ndarray
     mean: np.ndarray
     scale: np.ndarray
     centres: np.ndarray
@@ -46,8 +50,9 @@ class Detector:
     test: np.ndarray
 
     def measure(self, pixels: np.ndarray, features: np.ndarray) -> np.ndarray:
-        """Return the distances (N,) of images (N, height, width, 3) with features (N, D)."""
-        standard = (join_statistics(pixels, features) - self.mean) / self.scale
+        """Return the distances (N,) of images (N, height, width, 3) with features (N, F)."""
+        joined = join_statistics(pixels, features @ self.components)
+        standard = (joined - self.mean) / self.scale
         offsets = standard - self.centres[:, None]
         squares = np.einsum("kni,ij,knj->kn", offsets, self.precision, offsets, optimize=True)
         return np.sqrt(squares.min(axis=0).clip(0))
@@ -72,7 +77,8 @@ def fit_detector(
 ) -> Detector:
     """Fit a detector to images, their features and classes (N,), given the rows of each part."""
     train = parts["train"]
-    joined, labels = join_statistics(pixels[train], features[train]), labels[train]
+    found = PCA(min(COMPONENTS, *features[train].shape)).fit(features[train]).components_.T
+    joined, labels = join_statistics(pixels[train], features[train] @ found), labels[train]
     mean, scale = joined.mean(axis=0), joined.std(axis=0)
     scale = np.where(scale > 1e-6 * np.abs(mean) + 1e-12, scale, 1)  # units that never fire
     standard = (joined - mean) / scale
@@ -81,16 +87,16 @@ def fit_detector(
         occurring, labels = [0], 0 * labels
     centres = np.stack([standard[labels == k].mean(axis=0) for k in range(len(occurring))])
     precision = LedoitWolf(assume_centered=True).fit(standard - centres[labels]).precision_
-    detector = Detector(mean, scale, centres, precision, np.empty(0), np.empty(0))
+    fitted = found, mean, scale, centres, precision
+    detector = Detector(*fitted, np.empty(0), np.empty(0))
     held_out = [detector.measure(pixels[parts[x]], features[parts[x]]) for x in ("val", "test")]
-    return Detector(mean, scale, centres, precision, *held_out)
+    return Detector(*fitted, *held_out)
 
 
 def load_detector(run, data_dir: str = "") -> Detector:
-    """Load the detector of a run with one model, after fitting it where it is missing.
+    """Load a run's detector; where it is missing, fit it and keep it as novelty.npz in its folder.
 
-    It is kept as novelty.npz in the run's folder: from then on no training image is needed.
-    `data_dir` is that of `read_run_images`.
+    After that no training image is needed. `data_dir` is that of `read_run_images`.
     """
     path, files = run.path / NOVELTY, json.dumps(run.metrics["files"])
     if path.is_file():

@@ -93,17 +93,10 @@ def plot_sites(table: pd.DataFrame) -> Figure:
     sites = lesions["localization"].value_counts().index
     share = 100 * pd.crosstab(lesions["dx"], lesions["localization"], normalize="index")
     figure, axes = plt.subplots(figsize=(9, 0.4 * len(order) + 2), layout="constrained")
-    sns.heatmap(
-        share.loc[order, sites],
-        annot=True,
-        fmt=".0f",
-        cmap="Blues",
-        vmin=0,
-        annot_kws={"size": 8},
-        cbar_kws={"label": "% of the lesions of the class"},
-        yticklabels=_label_classes(lesions, order, "lesions"),
-        ax=axes,
-    )
+    style = {"annot": True, "fmt": ".0f", "cmap": "Blues", "vmin": 0, "annot_kws": {"size": 8}}
+    style["cbar_kws"] = {"label": "% of the lesions of the class"}
+    labels = _label_classes(lesions, order, "lesions")
+    sns.heatmap(share.loc[order, sites], yticklabels=labels, ax=axes, **style)
     axes.set(xlabel="", ylabel="", title="Site by diagnosis")
     axes.set_xticks(axes.get_xticks(), sites, rotation=40, ha="right", rotation_mode="anchor")
     return figure

@@ -37,7 +37,8 @@ def detector(case):
 
 def test_distance_is_mahalanobis_to_the_nearest_class(case, detector):
     pixels, features, labels, parts = case
-    joined = np.c_[novelty.measure_statistics(pixels), features].astype(float)
+    projected = features @ detector.components
+    joined = np.c_[novelty.measure_statistics(pixels), projected].astype(float)
     train = joined[parts["train"]]
     joined, train = ((x - train.mean(axis=0)) / train.std(axis=0) for x in (joined, train))
     of_train = labels[parts["train"]]
@@ -45,6 +46,14 @@ def test_distance_is_mahalanobis_to_the_nearest_class(case, detector):
     model = LedoitWolf(assume_centered=True).fit(train - means[of_train])
     squares = np.stack([model.mahalanobis(joined - mean) for mean in means])
     assert detector.measure(pixels, features) == pytest.approx(np.sqrt(squares.min(axis=0)))
+
+
+def test_components_are_those_of_the_training_images_that_vary_most():
+    pixels, features, labels, parts = make_case(np.random.default_rng(4), dimensions=40)
+    detector = novelty.fit_detector(pixels, features, labels, parts)
+    train = features[parts["train"]]
+    _, _, axes = np.linalg.svd(train - train.mean(axis=0), full_matrices=False)
+    assert np.abs(axes[:16] @ detector.components) == pytest.approx(np.eye(16), abs=1e-3)
 
 
 def test_unit_that_never_fires_does_no_harm(case):

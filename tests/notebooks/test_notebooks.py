@@ -20,7 +20,7 @@ from helpers.runs import folder
 ROOT = Path(__file__).parents[2]
 MAIN = ROOT / "Skin_Cancer_Detection.ipynb"
 NOTEBOOKS = [MAIN, *sorted((ROOT / "notebooks").glob("*.ipynb"))]
-TAGS = {"parameters", "nbval-ignore-output"}
+TAGS = {"parameters", "nbval-ignore-output", "not-on-page"}
 # Lowest AUC on the test of the runs that nbval has made: their outputs depend on the processor, so
 # that the cells that show them are exempt from the comparison.
 LOWEST_AUC = {"notebook": 0.85, "better_net": 0.7, "sample_grid/BATCH_NORM=true,FOLD=0": 0.7}
@@ -105,9 +105,9 @@ def test_outputs_are_of_one_execution_from_top_to_bottom(path):
     cells = read_cells(path, "code")
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
-    assert any(
-        "image/png" in o.get("data", {}) or "image/jpeg" in o.get("data", {}) for o in outputs
-    )
+    shown = [output.get("data", {}) for output in outputs]
+    pictures = {"image/png", "image/jpeg"}
+    assert any(pictures & {*data} or "<img" in data.get("text/html", "") for data in shown)
     for output in outputs:
         assert output.output_type != "error"
         assert output.get("name") != "stderr", "start-up lines of one machine: make notebooks"
@@ -202,3 +202,10 @@ def test_folder_of_which_no_image_can_be_read_stops_the_notebook():
     answers = pd.DataFrame({"image": ["notes.txt"], "problem": ["not an image"]})
     with pytest.raises(ValueError, match="mine: no file holds an image that can be read"):
         exec(cell, {"data": data, "answers": answers, "shown": answers, "IMAGES": "mine"})
+
+
+@each_notebook
+def test_notebook_without_the_project_says_what_to_do(path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ImportError, match="bring the whole project along and install its"):
+        exec(read_cells(path, "code")[0].source, {})
