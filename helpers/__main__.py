@@ -7,7 +7,7 @@ from importlib import import_module
 
 # Verbs that are told and done by a module of their own, imported only for them.
 APART = {
-    "predict": ("helpers.runs.predict", "answer for images with the model of one run or several"),
+    "predict": ("helpers.runs.predict", "answer for images with the model of a run"),
     "download": ("helpers.data.download", "fetch HAM10000, 2.8 GB, checked and resumed"),
 }
 

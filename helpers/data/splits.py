@@ -11,9 +11,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from helpers.data.files import InputError, name_some, raise_problems
-from helpers.data.metadata import CLASSES, SPLITS
+from helpers.data.metadata import CLASSES
+from helpers.data.metadata import SPLITS as PARTS
 
-PARTS = SPLITS
 VALIDATION_FOLDS = 5  # one in five of the images outside the test part
 # What might tell the diagnosis without an image: how it was confirmed, the clinic, the patient.
 CLUES = (("dx_type",), ("dataset",), ("age", "sex", "localization"))

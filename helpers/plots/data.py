@@ -14,16 +14,14 @@ UNKNOWN = (0.8, 0.8, 0.8)
 
 def plot_class_counts(table: pd.DataFrame) -> Figure:
     """Draw the number of images and of lesions of each class."""
-    counts = table["dx"].value_counts()
-    lesions = table.groupby("dx")["group"].nunique()[counts.index]
+    counts = table.groupby("dx").agg(images=("group", "size"), lesions=("group", "nunique"))
+    counts = counts.loc[_order_classes(table)]
     figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
-    x = np.arange(len(counts))
-    for shift, values, colour in ((-0.2, counts, DARK), (0.2, lesions, MIDDLE)):
-        bars = axes.bar(x + shift, values, 0.4, color=colour)
+    counts.plot.bar(ax=axes, color=[DARK, MIDDLE], width=0.8, rot=0)
+    for bars in axes.containers:
         axes.bar_label(bars, fmt="{:,.0f}", fontsize=8)
-    axes.set(ylabel="count", title="Images and lesions of each class")
-    axes.set_xticks(x, counts.index)
-    axes.legend(["images", "lesions"], frameon=False)
+    axes.set(xlabel="", ylabel="count", title="Images and lesions of each class")
+    axes.legend(frameon=False)
     sns.despine(figure)
     return figure
 
@@ -54,20 +52,16 @@ def plot_composition(table: pd.DataFrame, column: str, title: str) -> Figure:
     order = _order_classes(table)
     values = [value for value in table[column].value_counts().index if value != "unknown"]
     colours = [*sns.color_palette("viridis", len(values)), UNKNOWN]
-    shares = pd.crosstab(table["dx"], table[column], normalize="index").loc[order[::-1]]
+    shares = 100 * pd.crosstab(table["dx"], table[column], normalize="index").loc[order[::-1]]
+    shares = shares.reindex(columns=[*values, "unknown"]).dropna(axis=1)
+    shares.index = _label_classes(table, shares.index)
     figure, axes = plt.subplots(figsize=(8, 0.4 * len(order) + 1.6), layout="constrained")
-    left = np.zeros(len(order))
-    for value, colour in zip([*values, "unknown"], colours, strict=True):
-        if value not in shares:
-            continue
-        share = 100 * shares[value].to_numpy()
-        bars = axes.barh(_label_classes(table, shares.index), share, left=left, color=colour)
+    shares.plot.barh(stacked=True, ax=axes, color=colours, width=0.8)
+    for bars, colour in zip(axes.containers, colours, strict=False):
         ink = "white" if np.dot(colour, (0.3, 0.6, 0.1)) < 0.55 else "black"
-        text = [f"{part:.0f} %" if part >= 8 else "" for part in share]
+        text = [f"{share:.0f} %" if share >= 8 else "" for share in bars.datavalues]
         axes.bar_label(bars, text, label_type="center", fontsize=8, color=ink)
-        bars.set_label(value)
-        left += share
-    axes.set(xlim=(0, 100), xlabel="% of the images of the class", title=title)
+    axes.set(xlim=(0, 100), xlabel="% of the images of the class", ylabel="", title=title)
     axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     sns.despine(figure, left=True)
     return figure
@@ -107,19 +101,20 @@ def plot_leaks(random_leaks: pd.DataFrame, grouped_leaks: pd.DataFrame) -> Figur
 
     Takes a row of `splits.measure_leak` per random split, and the same of splits by lesion.
     """
-    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
-    x = np.arange(random_leaks.shape[1])
-    splits = (
-        (-0.2, random_leaks, f"random split by image ({len(random_leaks)} splits)", MIDDLE),
-        (0.2, grouped_leaks, f"split by lesion ({len(grouped_leaks)} folds)", DARK),
+    names = (
+        f"random split by image ({len(random_leaks)} splits)",
+        f"split by lesion ({len(grouped_leaks)} folds)",
     )
-    for shift, leaks, name, colour in splits:
-        share, spread = 100 * leaks.mean(), 100 * leaks.std()
-        bars = axes.bar(x + shift, share, 0.4, yerr=spread, color=colour, ecolor="0.3", label=name)
+    leaks = 100 * pd.concat([random_leaks, grouped_leaks], keys=names)
+    by_split = leaks.rename(columns={"all": "all images"}).groupby(level=0, sort=False)
+    figure, axes = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    style = {"color": [MIDDLE, DARK], "ecolor": "0.3", "width": 0.8, "rot": 0}
+    by_split.mean().T.plot.bar(ax=axes, yerr=by_split.std().to_numpy(), **style)
+    for bars in axes.containers[1::2]:
         axes.bar_label(bars, fmt="{:.0f}", fontsize=8)
-    axes.set(ylim=(0, 105), ylabel="% of the test images")
-    axes.set_xticks(x, ["all images", *random_leaks.columns[1:]])
+    axes.set(ylim=(0, 105), xlabel="", ylabel="% of the test images")
     axes.set_title("Test images whose lesion is also in training (mean, standard deviation)")
+    axes.get_legend().remove()
     figure.legend(frameon=False, ncols=2, loc="outside lower center")
     sns.despine(figure)
     return figure

@@ -14,7 +14,7 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from helpers.data import drawing, images, sample
-from helpers.data.files import InputError, raise_problems, replace_file
+from helpers.data.files import InputError, replace_file
 from helpers.data.reading import CLASS_NAMES
 from helpers.evaluation import scores
 from helpers.runs.folder import Run, load_model
@@ -42,10 +42,8 @@ def export_run(run: Run, to: str) -> dict:
     if to not in FORMATS:
         raise InputError(run.path, [f"no format {to!r}: choose one of {', '.join(FORMATS)}"])
     keras_format, name, packages = FORMATS[to]
-    problems = []
     if missing := [package for package in packages if find_spec(package) is None]:
-        problems.append(f"{to} needs more packages: pip install {' '.join(missing)}")
-    raise_problems(run.path, problems)
+        raise InputError(run.path, [f"{to} needs more packages: pip install {' '.join(missing)}"])
 
     from helpers.nets.models import rebuild_net
 

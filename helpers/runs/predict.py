@@ -1,4 +1,4 @@
-"""Answer for one's own images with finished runs: calibrated probabilities, or "unsure".
+"""Answer for one's own images with a finished run: calibrated probabilities, or "unsure".
 
 For research and teaching. This is not a medical device.
 """
@@ -7,7 +7,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +44,17 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Classifier:
-    """One or several nets that answer together; made by `load_classifier`.
+    """A net with all that its answers need; made by `load_classifier`.
 
-    Each net has a run, a reader (`novelty.make_reader`), a temperature
-    (`calibration.calibrate_run`) and a detector, unless nothing is warned of. `views`, 1 or 8, are
-    averaged; `false_alarm_rate` is the share of images like the training images to warn of.
+    It has a run, a reader (`novelty.make_reader`), a temperature (`calibration.calibrate_run`) and
+    a detector, unless nothing is warned of. `views`, 1 or 8, are averaged, as the run was scored;
+    `false_alarm_rate` is the share of images like the training images to warn of.
     """
 
-    runs: tuple[Run, ...]
-    readers: tuple[Callable, ...]
-    temperatures: tuple[float, ...]
-    detectors: tuple[novelty.Detector, ...]
+    run: Run
+    reader: Callable
+    temperature: float
+    detector: novelty.Detector | None
     point: OperatingPoint
     views: int
     false_alarm_rate: float
@@ -62,61 +62,48 @@ class Classifier:
     @property
     def classes(self) -> tuple[str, ...]:
         """The class codes, in the order of the probabilities."""
-        return self.runs[0].classes
+        return self.run.classes
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width in pixels that the nets take."""
-        return _read_size(self.runs[0])
+        """Height and width in pixels that the net takes."""
+        parameters = self.run.metrics["parameters"]
+        return parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"]
 
 
 def load_classifier(
-    runs: Sequence[Run],
+    run: Run,
     accuracy: float = 0.9,
-    views: int = 0,
     warn: bool = True,
     false_alarm_rate: float = novelty.FALSE_ALARM_RATE,
     data_dir: str = "",
 ) -> Classifier:
-    """Load the nets of runs that are to answer together.
+    """Load the net of a run, to answer for images.
 
     Args:
-        runs: of the same classes and image size, at least one. The probabilities of all nets are
-            calibrated, then averaged.
+        run: a finished run; of one with age, sex and site, the net for images alone answers.
         accuracy: wanted share of right ones among the given answers (`choose_operating_point`).
-        views: 1, or 8 for test-time averaging; 0: what the first run was scored with.
         warn, false_alarm_rate, data_dir: of the warning; see `novelty.load_detector`.
 
-    An InputError names all that keeps the runs from answering together, or is out of range.
+    An InputError names all that is out of range.
     """
-    runs = [load_run(run.path, image_only=True) for run in runs]
-    first, problems = runs[0], []
-    for run in runs[1:]:
-        for what, read in (("the classes", lambda x: x.classes), ("images of", _read_size)):
-            if read(run) != read(first):
-                found = " and ".join(f"{x.path} has {what} {read(x)}" for x in (first, run))
-                problems.append(f"{found}: leave one of them out")
-    views = views or first.metrics["parameters"].get("VIEWS", 1)
-    if views not in (1, 8):
-        problems.append(f"views is {views}, wanted is 1 or 8")
-    for name, value in (("accuracy", accuracy), ("false-alarm rate", false_alarm_rate)):
-        if not 0 < value <= 1:
-            problems.append(f"the {name} is {value}, wanted is a share above 0 and at most 1")
-    raise_problems("the runs and options", problems)
-    readers = tuple(novelty.make_reader(load_model(run)) for run in runs)
-    calibrated, temperatures = zip(*map(calibration.calibrate_run, runs), strict=True)
-    table = pd.concat([p.table for p in calibrated], ignore_index=True)
-    point = choose_operating_point(replace(first.predictions, table=table), accuracy)
-    detectors = tuple(novelty.load_detector(run, data_dir) for run in runs if warn)
-    return Classifier(tuple(runs), readers, temperatures, detectors, point, views, false_alarm_rate)
+    run = load_run(run.path, image_only=True)
+    shares = {"the accuracy": accuracy, "the false-alarm rate": false_alarm_rate}
+    wrong = [f"{name} is {share}" for name, share in shares.items() if not 0 < share <= 1]
+    raise_problems("wanted is a share above 0 and at most 1", wrong)
+    views = run.metrics["parameters"].get("VIEWS", 1)
+    reader = novelty.make_reader(load_model(run))
+    calibrated, temperature = calibration.calibrate_run(run)
+    point = choose_operating_point(calibrated, accuracy)
+    detector = novelty.load_detector(run, data_dir) if warn else None
+    return Classifier(run, reader, temperature, detector, point, views, false_alarm_rate)
 
 
 def choose_operating_point(p: Predictions, accuracy: float) -> OperatingPoint:
     """Choose the lowest threshold at which the answers on the validation images are right enough.
 
-    Selective prediction: Geifman and El-Yaniv, NeurIPS 2017. Of several runs, the validation
-    images of all are taken, each as its own net answered it; their average is seldom less often
-    right at the same probability. `p` is calibrated; the accuracy is 0 … 1.
+    Selective prediction: Geifman and El-Yaniv, NeurIPS 2017. `p` is calibrated; the accuracy is
+    0 … 1.
     """
     table = pd.DataFrame({"part": p.table["split"], "surety": p.probabilities.max(axis=1)})
     table["right"] = p.answers == p.labels
@@ -151,11 +138,11 @@ def describe_operating_point(point: OperatingPoint) -> str:
 
 
 def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -> pd.DataFrame:
-    """Answer for image files; decoding goes on while the nets answer.
+    """Answer for image files; decoding goes on while the net answers.
 
     Returns a row per file, in order: image (the path), answer (a class or "unsure"; empty where the
-    file cannot be read), p_<class> calibrated and averaged, novelty (distance from the training
-    images, 1 is the border; nan without detectors), warning and problem (empty for none).
+    file cannot be read), p_<class> calibrated, novelty (distance from the training
+    images, 1 is the border; nan without detector), warning and problem (empty for none).
     """
     columns = [f"p_{dx}" for dx in classifier.classes]
     probabilities = np.full((len(paths), len(columns)), np.nan)
@@ -177,41 +164,36 @@ def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -
 
 
 def answer_pixels(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (N, K) and novelty (N,) of a batch, averaged over nets and views."""
+    """Return probabilities (N, K), averaged over views, and novelty (N,) of a batch."""
     from helpers.training.batches import list_views, turn_images
 
     turned = [turn_images(pixels, v) for v in list_views(classifier.views, pixels.shape[1:3])]
-    probabilities, distances = [], []
-    for reader, temperature in zip(classifier.readers, classifier.temperatures, strict=True):
-        features, found = novelty.read_features(reader, np.concatenate(turned))
-        p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
-        found = calibration.apply_temperature(p, temperature).probabilities
-        probabilities.append(found.reshape(len(turned), *found[: len(pixels)].shape).mean(axis=0))
-        distance = np.full(len(pixels), np.nan)
-        if classifier.detectors:
-            detector = classifier.detectors[len(distances)]
-            border = detector.choose_threshold(classifier.false_alarm_rate)
-            distance = detector.measure(pixels, features[: len(pixels)]) / border
-        distances.append(distance)
-    return np.mean(probabilities, axis=0), np.mean(distances, axis=0)
+    features, found = novelty.read_features(classifier.reader, np.concatenate(turned))
+    p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
+    found = calibration.apply_temperature(p, classifier.temperature).probabilities
+    probabilities = found.reshape(len(turned), *found[: len(pixels)].shape).mean(axis=0)
+    distances = np.full(len(pixels), np.nan)
+    if classifier.detector:
+        border = classifier.detector.choose_threshold(classifier.false_alarm_rate)
+        distances = classifier.detector.measure(pixels, features[: len(pixels)]) / border
+    return probabilities, distances
 
 
 def describe_answers(classifier: Classifier, table: pd.DataFrame) -> str:
     """Say how many files were answered, how, and what the rules for it were."""
-    answered, nets = table[table["problem"] == ""], len(classifier.runs)
+    run, answered = classifier.run, table[table["problem"] == ""]
     unsure, warned = (answered["answer"] == UNSURE).sum(), (answered["warning"] != "").sum()
     lines = [
-        f"{len(answered)} of {len(table)} files answered by {nets} net{'s' * (nets > 1)}: "
+        f"{len(answered)} of {len(table)} files answered by {run.path.name}: "
         f"{len(answered) - unsure} with a class, {unsure} unsure; {warned} with a warning.",
         describe_operating_point(classifier.point),
     ]
-    for run, detector in zip(classifier.runs, classifier.detectors, strict=False):
-        if len(test := run.predictions.part("test")):
-            found = detector.measure_false_alarms(test, classifier.false_alarm_rate)
-            lines.append(
-                f"{run.path.name} warns of {found['value']:.1%} of its own {len(test)} test images "
-                f"(wanted {classifier.false_alarm_rate:.0%}). It is a check for gross errors."
-            )
+    if classifier.detector and len(test := run.predictions.part("test")):
+        found = classifier.detector.measure_false_alarms(test, classifier.false_alarm_rate)
+        lines.append(
+            f"{run.path.name} warns of {found['value']:.1%} of its own {len(test)} test images "
+            f"(wanted {classifier.false_alarm_rate:.0%}). It is a check for gross errors."
+        )
     return "\n".join([*lines, "For research and teaching. This is not a medical device."])
 
 
@@ -220,16 +202,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, default = parser.add_argument, novelty.FALSE_ALARM_RATE
     text = "folders with everything below them; the folder of a run counts as --run"
     add("images", nargs="*", metavar="IMAGE|FOLDER", help=text)
-    text = f"a finished run; several answer together (without: the last finished one, else {BOX})"
-    add("--run", action="append", default=[], metavar="RUN_DIR", help=text)
+    text = f"a finished run (without: the last finished one, else {BOX})"
+    add("--run", metavar="RUN_DIR", help=text)
     add("--csv", type=Path, help="write the answers there; without: print them")
     text = "share of right ones wanted among the given answers; the rest is unsure (%(default)s)"
     add("--accuracy", type=float, default=0.9, help=text)
-    text = "8: average turned, mirrored views (without: as the run was scored)"
-    add("--views", type=int, choices=(1, 8), default=0, help=text)
     text = "share of images like the training images that may be warned of (%(default)s)"
     add("--false-alarms", type=float, default=default, metavar="SHARE", help=text)
-    text = f"the runs' training images, needed once, to make {novelty.NOVELTY}"
+    text = f"the run's training images, needed once, to make {novelty.NOVELTY}"
     add("--data-dir", default="", help=text)
     add("--no-novelty", action="store_true", help="never warn of unlike images")
 
@@ -244,11 +224,14 @@ def run(options: argparse.Namespace) -> int:
     of_runs = [path for path in options.images if (resolve_run(path) / METRICS).is_file()]
     given = [path for path in options.images if path not in of_runs]
     paths, left_out = _collect(problems, find_images, given) or ([], [])
-    runs = [_collect(problems, load_run, path) for path in [*options.run, *of_runs]]
+    runs = [*filter(None, [options.run]), *of_runs]
+    if len(runs) > 1:
+        problems.append(f"{', '.join(map(str, runs))}: name one run only")
+    runs = [_collect(problems, load_run, path) for path in runs]
     raise_problems("predict", problems)
-    runs = runs or [load_run(find_last_run() or BOX)]
-    settings = options.accuracy, options.views, not options.no_novelty, options.false_alarms
-    classifier = load_classifier(runs, *settings, options.data_dir)
+    (run,) = runs or [load_run(find_last_run() or BOX)]
+    settings = options.accuracy, not options.no_novelty, options.false_alarms
+    classifier = load_classifier(run, *settings, options.data_dir)
     table = predict_images(classifier, paths)
     answered = table[table["problem"] == ""]
     if options.csv:
@@ -268,11 +251,6 @@ def _collect(problems: list[str], function: Callable, argument):
         return function(argument)
     except InputError as error:
         problems += [f"{error.where}: {text}" for text in error.problems]
-
-
-def _read_size(run: Run) -> tuple[int, int]:
-    parameters = run.metrics["parameters"]
-    return parameters["IMAGE_HEIGHT"], parameters["IMAGE_WIDTH"]
 
 
 def _read_batches(

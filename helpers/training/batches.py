@@ -16,21 +16,27 @@ from helpers.nets.patient import drop_fields
 ZOOM, STRETCH, SHIFT = 0.15, 0.075, 0.08  # at most: logarithms of factors; share of a side
 CONTRAST, TINT, LIGHT, CAST = 0.15, 0.05, 15.0, 7.5  # at most: logarithms; grey levels
 SHARP = 0.5  # share of the training images that are moved by whole pixels only
+HAIRY, HAIRS, THICKNESS = 4, 8, 0.01  # one image in so many; at most; at most of the width
+CORNERS = 0.15  # share of the images that get dark corners
 DROP = 0.2  # share of the patients' fields that are dropped in training
 
 
 def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Vary training images, uint8 (N, height, width, 3), at random: geometry, then light.
+    """Vary training images, uint8 (N, height, width, 3), at random: geometry, hair, then light.
 
     Lesions have no upright position: mirroring and all rotations are free, all else is mild. All
     geometry is one resampling, since each one blurs; half of the images are moved by quarter turns
     and whole pixels only, and stay sharp. Beyond the edge lies the mirror image of what is inside.
-    Equal seeds, int32 (2,), give equal images.
+    The first quarter gets hairs, some get dark corners. Equal seeds, int32 (2,): equal images.
     """
     images = tf.cast(images, tf.float32)
-    draws = tf.random.stateless_uniform((15, tf.shape(images)[0]), seed, -1, 1)
+    draws = tf.random.stateless_uniform((18, tf.shape(images)[0]), seed, -1, 1)
     transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, *images.shape[1:3])
     images = keras.ops.image.affine_transform(images, transforms, fill_mode="reflect")
+    hairy = tf.shape(images)[0] // HAIRY
+    drawn = _draw_hair(images[:hairy], tf.add(seed, [0, 2**30]))
+    images = tf.concat([drawn, images[hairy:]], axis=0)
+    images *= _darken_corners(draws[15:], *images.shape[1:3])
     mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
     contrast, light = draws[6][:, None], draws[7][:, None]
     tint, cast = tf.transpose(draws[8:11]), tf.transpose(draws[11:14])
@@ -55,6 +61,30 @@ def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int
     right, down = (tf.where(sharp, tf.round(shift), shift) for shift in (right, down))
     zero = tf.zeros_like(a)
     return tf.stack([a, b, right, c, d, down, zero, zero], axis=1)
+
+
+def _draw_hair(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+    """Draw dark hairs, pieces of parabolas and mostly thinner than a pixel, over images."""
+    number, (height, width) = tf.shape(images)[0], images.shape[1:3]
+    draws = tf.random.stateless_uniform((9, number, HAIRS, 1, 1), seed)
+    x = tf.range(width, dtype=tf.float32) - width * draws[0]
+    y = tf.range(height, dtype=tf.float32)[:, None] - height * draws[1]
+    cos, sin = tf.cos(2 * np.pi * draws[2]), tf.sin(2 * np.pi * draws[2])
+    along, across = cos * x + sin * y, cos * y - sin * x
+    across -= (2 * draws[3] - 1) / width * along**2
+    thickness = THICKNESS * width * (0.1 + 0.9 * draws[4])
+    cover = tf.clip_by_value(thickness / 2 + 0.5 - tf.abs(across), 0, tf.minimum(thickness, 1))
+    is_drawn = (tf.abs(along) < width * draws[5]) & (draws[6] < draws[7, :, :1])
+    cover = tf.reduce_max(tf.where(is_drawn, cover, 0), axis=1)[..., None]
+    return images + cover * (10 + 60 * draws[8, :, :1] - images)
+
+
+def _darken_corners(draws: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """Turn draws (3, N), -1 … 1, into the light left of a lit circle, (N, height, width, 1)."""
+    is_dark, radius, blur = tf.unstack(draws[:, :, None, None])
+    y, x = np.ogrid[1 - height : height : 2, 1 - width : width : 2]
+    light = (1.05 + 0.2 * radius - np.hypot(x, y) / width) / (0.06 + 0.04 * blur)
+    return tf.where(is_dark < 2 * CORNERS - 1, tf.clip_by_value(light, 0, 1), 1)[..., None]
 
 
 def list_views(views: int, size: tuple[int, int]) -> range:

@@ -21,7 +21,7 @@ from helpers.training.batches import list_views, turn_images
 def main(run_dir: str, image_dir: str, rounds: int) -> None:
     """Time the three in turn and print medians."""
     run = folder.load_run(run_dir)
-    classifier, model = predict.load_classifier([run]), folder.load_model(run)
+    classifier, model = predict.load_classifier(run), folder.load_model(run)
     paths, _ = own_images.find_images([image_dir])
     size = classifier.size
 

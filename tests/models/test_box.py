@@ -48,13 +48,15 @@ def test_its_scores_are_those_of_its_predictions():
 
 
 def test_model_answers_in_a_process_without_this_project(tmp_path):
-    pixels = np.random.default_rng(0).integers(0, 256, (3, 75, 100, 3), np.uint8)
+    run = folder.load_run(BOX)
+    size = [run.metrics["parameters"][name] for name in ("IMAGE_HEIGHT", "IMAGE_WIDTH")]
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *size, 3), np.uint8)
     np.save(tmp_path / "pixels.npy", pixels)
     command = [sys.executable, "-I", "-c", ALONE, BOX / "model.keras", tmp_path / "pixels.npy"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     classes, answers, helpers = json.loads(done.stdout)
     assert classes == list(reading.CLASSES) and not helpers
-    expected = folder.load_model(folder.load_run(BOX)).predict(pixels, verbose=0)
+    expected = folder.load_model(run).predict(pixels, verbose=0)
     assert np.array(answers) == pytest.approx(expected, abs=1e-4)
     assert np.sum(answers, axis=1) == pytest.approx(np.ones(3), abs=1e-4)
 

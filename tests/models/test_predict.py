@@ -24,13 +24,13 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(data_dir):
-    return [tiny_run.save_tiny_run(data_dir.with_name(f"run{i}"), data_dir, i) for i in (0, 1)]
+def run(data_dir):
+    return tiny_run.save_tiny_run(data_dir.with_name("run"), data_dir)
 
 
 @pytest.fixture(scope="module")
-def classifier(runs):
-    return predict.load_classifier(runs[:1])
+def classifier(run):
+    return predict.load_classifier(run)
 
 
 def save_picture(path, seed=0, size=tiny_run.SIZE):
@@ -49,12 +49,12 @@ def call(*arguments):
     return predict.run(parser.parse_args(list(map(str, arguments))))
 
 
-def test_probabilities_are_the_nets_calibrated_by_hand(classifier, runs, tmp_path):
+def test_probabilities_are_the_nets_calibrated_by_hand(classifier, run, tmp_path):
     path = save_picture(tmp_path / "a.png")
-    temperature = calibration.fit_temperature(runs[0].predictions.part("val"))
+    temperature = calibration.fit_temperature(run.predictions.part("val"))
     assert temperature != pytest.approx(1, abs=0.05), "the test could not see whether it is used"
     pixels = np.asarray(Image.open(path))[None]
-    raw = keras.models.load_model(runs[0].model_path).predict(pixels, verbose=0)
+    raw = keras.models.load_model(run.model_path).predict(pixels, verbose=0)
     powers = raw.astype(float) ** (1 / temperature)
     assert answer(classifier, path) == pytest.approx(powers / powers.sum(), abs=1e-5)
 
@@ -78,9 +78,9 @@ def photographs(tmp_path):
     return mine
 
 
-def test_every_file_of_a_folder_is_answered_or_named(runs, photographs, tmp_path, capsys):
+def test_every_file_of_a_folder_is_answered_or_named(run, photographs, tmp_path, capsys):
     csv, missing = tmp_path / "new" / "answers.csv", tmp_path / "missing.png"
-    code = call(photographs, missing, "--run", runs[0].path, "--csv", csv)
+    code = call(photographs, missing, "--run", run.path, "--csv", csv)
     table = pd.read_csv(csv, keep_default_na=False).set_index("image")
     table.index = [os.path.relpath(path, tmp_path) for path in table.index]
     answered = {"mine/a.jfif", "mine/b", "mine/c.PNG", "mine/sub/d.jpg", "mine/linked/e.gif"}
@@ -97,13 +97,13 @@ def test_every_file_of_a_folder_is_answered_or_named(runs, photographs, tmp_path
     assert (table["answer"] == "").equals(table["problem"] != "")
     said = capsys.readouterr()
     assert code == predict.SOME_NOT_ANSWERED
-    assert "5 of 11 files answered by 1 net" in said.out
+    assert f"5 of 11 files answered by {run.path.name}: " in said.out
     assert "2 left out" in said.err
     assert all(name in said.err for name in (".ipynb_checkpoints", "@eaDir"))
     files, _ = own_images.find_images([photographs, photographs / "sub", photographs / "a.jfif"])
     assert len(files) == 10, "a file that is named twice is answered once"
     assert all(name in said.err for name in named)
-    assert call(photographs / "g.png", "--run", runs[0].path, "--no-novelty") == 1
+    assert call(photographs / "g.png", "--run", run.path, "--no-novelty") == 1
 
 
 def test_many_batches_keep_their_order(classifier, tmp_path, monkeypatch):
@@ -116,16 +116,6 @@ def test_many_batches_keep_their_order(classifier, tmp_path, monkeypatch):
     assert len({tuple(row) for row in whole}) == 11
 
 
-def test_two_runs_are_averaged(runs, tmp_path):
-    path = save_picture(tmp_path / "a.png")
-    first, second, both = (
-        answer(predict.load_classifier(some, warn=False), path)
-        for some in (runs[:1], runs[1:], runs)
-    )
-    assert np.abs(first - second).max() > 0.01
-    assert both == pytest.approx((first + second) / 2, abs=1e-7)
-
-
 def test_views_are_those_of_the_run_and_turned_ones_average(tmp_path, data_dir):
     model = tiny_run.make_model(size=(16, 16))
     run = tiny_run.save_tiny_run(tmp_path / "square", data_dir, model=model, VIEWS=8)
@@ -134,9 +124,9 @@ def test_views_are_those_of_the_run_and_turned_ones_average(tmp_path, data_dir):
     half = np.concatenate([corner, corner[:, ::-1]], axis=1)
     Image.fromarray(np.concatenate([half, half[::-1]])).save(tmp_path / "symmetric.png")
     paths = [tmp_path / "symmetric.png", save_picture(tmp_path / "other.png", size=(16, 16))]
-    eight = predict.load_classifier([run], warn=False)
-    one = predict.load_classifier([run], views=1, warn=False)
-    assert (eight.views, one.views) == (8, 1)
+    eight = predict.load_classifier(run, warn=False)
+    one = replace(eight, views=1)
+    assert eight.views == 8
     difference = np.abs(answer(eight, *paths) - answer(one, *paths)).max(axis=1)
     assert difference[0] < 1e-5 < 1e-4 < difference[1]
 
@@ -205,31 +195,28 @@ def test_two_uploads_of_one_name_give_two_files_and_two_answers(classifier, tmp_
     assert len({path.name.casefold() for path in saved}) == len(saved) == 5
 
 
-def test_all_problems_of_the_arguments_are_named_before_any_work(runs, tmp_path):
+def test_all_problems_of_the_arguments_are_named_before_any_work(run, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    wrong = [tmp_path / "empty", runs[0].path.parent, "--run", tmp_path / "none"]
+    wrong = [tmp_path / "empty", run.path.parent, "--run", tmp_path / "none"]
     with pytest.raises(InputError) as caught:
         call(*wrong, "--csv", tmp_path / "file" / "a.csv")
     said = str(caught.value)
     assert "empty holds no image" in said
-    assert f"{runs[0].path} is a run: name it with --run" in said
+    assert f"{run.path} is a run: name it with --run" in said
     assert "none: no finished run" in said
     assert "a.csv cannot be written" in said
     with pytest.raises(InputError, match="no image is given"):
-        call("--run", runs[0].path)
+        call("--run", run.path)
 
 
-def test_runs_that_do_not_belong_together_are_named(runs, data_dir, tmp_path):
-    other = tiny_run.make_model(size=(20, 20), classes=("akiec", "bcc", "bkl"))
-    other = tiny_run.save_tiny_run(tmp_path / "other", data_dir, model=other)
+def test_all_problems_of_the_options_are_named(run):
     with pytest.raises(InputError) as caught:
-        predict.load_classifier([runs[0], other], accuracy=1.5, views=4)
-    said = str(caught.value)
-    assert "has the classes ('akiec', 'bcc', 'bkl')" in said
-    assert "has images of (20, 20)" in said
-    assert "views is 4, wanted is 1 or 8" in said
-    assert "the accuracy is 1.5" in said
+        predict.load_classifier(run, accuracy=1.5, false_alarm_rate=0)
+    assert "the false-alarm rate is 0" in str(caught.value)
+    assert "the accuracy is 1.5" in str(caught.value)
+    with pytest.raises(InputError, match="name one run only"):
+        call(run.path, "--run", run.path)
 
 
 def test_answers_that_cannot_be_written_any_more_are_kept_beside(tmp_path):
@@ -257,7 +244,7 @@ def test_net_with_fields_answers_for_images_alone_as_it_was_calibrated(tmp_path,
     run = tiny_run.save_tiny_run(tmp_path / "joined", data_dir, model=joined, more=more)
     assert run.predictions.probabilities.min() == 0 < alone.predictions.probabilities.min()
     path = save_picture(tmp_path / "a.png")
-    expected, found = (predict.load_classifier([x], warn=False) for x in (alone, run))
-    assert found.temperatures == pytest.approx(expected.temperatures)
+    expected, found = (predict.load_classifier(x, warn=False) for x in (alone, run))
+    assert found.temperature == pytest.approx(expected.temperature)
     assert answer(found, path) == pytest.approx(answer(expected, path), abs=1e-5)
     assert folder.load_run(run.path).predictions.answers.tolist() == run.predictions.labels.tolist()

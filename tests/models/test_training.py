@@ -100,14 +100,30 @@ def test_varied_images_show_all_quarter_turns_and_both_mirror_images():
     assert {way for way in ways if way[1] in (1, 3)} == {(b, s) for b in range(4) for s in (1, 3)}
 
 
-def test_half_of_the_varied_images_stay_sharp():
+def test_half_of_the_varied_images_stay_sharp(monkeypatch):
     """Of two grey levels, moving whole pixels makes two; resampling makes many."""
+    monkeypatch.setattr(batches, "HAIRY", 1000)
+    monkeypatch.setattr(batches, "CORNERS", 0.0)
     noise = np.random.default_rng(0).integers(0, 2, (200, 23, 30, 1), np.uint8)
     pixels = np.repeat(60 + 120 * noise, 3, axis=3)
     varied = batches.vary_images(pixels, [3, 4]).numpy()
     levels = np.array([len(np.unique(one)) for one in varied[..., 0]])
     assert 70 <= (levels == 2).sum() <= 130
     assert levels[levels != 2].min() > 20
+
+
+def test_a_quarter_of_the_varied_images_get_hair_and_some_get_dark_corners():
+    pixels = np.full((400, 60, 80, 3), 150, np.uint8)
+    varied = batches.vary_images(pixels, [5, 6]).numpy()
+    middle = varied[:, 15:-15, 20:-20].astype(int)
+    has_hair = (np.ptp(middle, axis=(1, 2)) > 5).any(axis=1)
+    assert has_hair[:100].mean() > 0.7 and not has_hair[100:].any()
+    assert np.ptp(middle[:100], axis=(1, 2)).max() > 80
+    hairy = (middle[:100] < middle[:100].max(axis=(1, 2), keepdims=True) - 5).mean()
+    assert 0.02 < hairy < 0.25, "thin lines"
+    dark = (varied[100:, [0, 0, -1, -1], [0, -1, 0, -1]].max(axis=2) < 40).all(axis=1)
+    assert 0.08 < dark.mean() < 0.2
+    assert len(batches.vary_images(pixels[:1], [5, 6])) == 1
 
 
 def test_patients_fields_travel_with_their_images():
