@@ -203,7 +203,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text = "folders with everything below them; the folder of a run counts as --run"
     add("images", nargs="*", metavar="IMAGE|FOLDER", help=text)
     text = f"a finished run (without: the last finished one, else {BOX})"
-    add("--run", metavar="RUN_DIR", help=text)
+    add("--run", action="append", default=[], metavar="RUN_DIR", help=text)
     add("--csv", type=Path, help="write the answers there; without: print them")
     text = "share of right ones wanted among the given answers; the rest is unsure (%(default)s)"
     add("--accuracy", type=float, default=0.9, help=text)
@@ -224,7 +224,7 @@ def run(options: argparse.Namespace) -> int:
     of_runs = [path for path in options.images if (resolve_run(path) / METRICS).is_file()]
     given = [path for path in options.images if path not in of_runs]
     paths, left_out = _collect(problems, find_images, given) or ([], [])
-    runs = [*filter(None, [options.run]), *of_runs]
+    runs = [*options.run, *of_runs]
     if len(runs) > 1:
         problems.append(f"{', '.join(map(str, runs))}: name one run only")
     runs = [_collect(problems, load_run, path) for path in runs]

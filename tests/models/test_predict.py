@@ -215,8 +215,9 @@ def test_all_problems_of_the_options_are_named(run):
         predict.load_classifier(run, accuracy=1.5, false_alarm_rate=0)
     assert "the false-alarm rate is 0" in str(caught.value)
     assert "the accuracy is 1.5" in str(caught.value)
-    with pytest.raises(InputError, match="name one run only"):
-        call(run.path, "--run", run.path)
+    for two in ((run.path, "--run", run.path), ("--run", run.path, "--run", run.path)):
+        with pytest.raises(InputError, match="name one run only"):
+            call(*two)
 
 
 def test_answers_that_cannot_be_written_any_more_are_kept_beside(tmp_path):
