@@ -69,7 +69,7 @@ def _make_parser(wanted: Sequence[str]) -> argparse.ArgumentParser:
 def _run(options: argparse.Namespace) -> int:
     from helpers.runs import execution, experiments
 
-    declared = experiments.inspect_parameters(options.notebook)
+    declared, _ = experiments.inspect_parameters(options.notebook)
     parameters = experiments.parse_parameters(options.p, declared)
     run = execution.execute_notebook(options.notebook, options.run_dir, parameters)
     print(_describe(run))

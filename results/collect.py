@@ -85,6 +85,8 @@ def collect(folders: list[str]) -> pd.DataFrame:
         raise InputError(", ".join(folders), ["no finished run of fold 0, whose validation part"])
     chosen_on = set(first[0].predictions.part("val").table["image_id"]) if first else set()
     rows = pd.DataFrame([row for run in runs for row in make_rows(run, chosen_on)])
+    if len(rows) and len(twice := rows[rows.duplicated(KEY)]):
+        raise InputError(", ".join(folders), [f"several runs of one {KEY}:\n{twice[KEY]}"])
     table = pd.concat([rows, table], ignore_index=True).drop_duplicates(KEY)
     return table.sort_values(KEY, ignore_index=True)
 
@@ -94,6 +96,7 @@ def write_table(table: pd.DataFrame) -> str:
     lines = ["| net | folds | on | " + " | ".join(SHOWN.values()) + " | minutes a fold |"]
     lines.append("|---|---|---|" + "---|" * (len(SHOWN) + 1))
     for (net, size), rows in table.groupby(["net", "size"], sort=False):
+        rows = rows.groupby("fold").mean(numeric_only=True)  # seeds of a fold are no folds
         ratio = (rows["test"] / rows["train"]).mean()
         for prefix, images in (("", "test"), ("unseen_", "unseen")):
             cells = []
@@ -101,7 +104,7 @@ def write_table(table: pd.DataFrame) -> str:
                 mean, half = comparisons.estimate_mean(rows[prefix + name].to_numpy(), ratio)
                 ends = pd.Series({"value": mean, "low": mean - half, "high": mean + half})
                 text = scores.write_intervals(pd.DataFrame([ends])).iloc[0]
-                cells.append(text.replace(" (too few lesions)", ""))
+                cells.append(text.replace(" (no interval)", ""))
             title = [f"{net}, {size}", str(len(rows))] if not prefix else ["", ""]
             minutes = f"{rows['seconds'].mean() / 60:.0f}" if not prefix else ""
             lines.append("| " + " | ".join([*title, images, *cells, minutes]) + " |")

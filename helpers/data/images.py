@@ -24,6 +24,8 @@ CACHE_VERSION = 2
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # What a file may hold, whatever its name is: Pillow also knows formats that run programs.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+File = str | os.PathLike
+Size = tuple[int, int]  # height and width in pixels
 
 
 def find_cache_dir() -> Path:
@@ -31,7 +33,7 @@ def find_cache_dir() -> Path:
     return Path(os.environ.get("SKIN_CACHE_DIR") or PROJECT / "data/cache").expanduser()
 
 
-def load_images(table: pd.DataFrame, size: tuple[int, int]) -> np.ndarray:
+def load_images(table: pd.DataFrame, size: Size, via: Size | None = None) -> np.ndarray:
     """Give the pixels of all images of a table, decoding them only the first time.
 
     They lie in a file that is mapped into memory and found again by image ids, times and sizes: so
@@ -39,14 +41,15 @@ def load_images(table: pd.DataFrame, size: tuple[int, int]) -> np.ndarray:
 
     Args:
         table: the columns image_id and path, a row per image.
-        size: (height, width) in pixels.
+        size, via: (height, width) in pixels; see `resize_pixels`.
 
     Returns read-only uint8 (N, height, width, 3), RGB; an InputError names all unreadable images.
     Where no cache can be written, a warning says so, and the array is made in memory.
     """
     paths, shape = list(table["path"]), (len(table), *map(int, size), 3)
     folder = find_cache_dir()
-    cache = folder / f"images-{shape[1]}x{shape[2]}-{hash_files(table['image_id'], paths)}.npy"
+    name = "x".join(map(str, (*shape[1:3], *(via or ()))))
+    cache = folder / f"images-{name}-{hash_files(table['image_id'], paths)}.npy"
     try:
         if _open_cache(cache, shape) is None:
             folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +57,7 @@ def load_images(table: pd.DataFrame, size: tuple[int, int]) -> np.ndarray:
                 if _open_cache(cache, shape) is None:  # nor made during the wait
                     for leftover in folder.glob(".*.partial.images-*"):  # of a run that was killed
                         leftover.unlink(missing_ok=True)
-                    replace_file(cache, lambda partial: _write_pixels(partial, paths, shape))
+                    replace_file(cache, lambda partial: _write_pixels(partial, paths, shape, via))
     except OSError as error:
         warnings.warn(
             f"no cache in {folder} ({error.strerror}): {np.prod(shape, dtype=np.int64):,} bytes "
@@ -64,32 +67,38 @@ def load_images(table: pd.DataFrame, size: tuple[int, int]) -> np.ndarray:
         )
     images = _open_cache(cache, shape)
     if images is None:
-        images = np.array(list(_decode_rows(paths, size)), np.uint8).reshape(shape)
+        images = np.array(list(_decode_rows(paths, size, via)), np.uint8).reshape(shape)
         images.flags.writeable = False
     return images
 
 
-def read_image(path: str | os.PathLike, size: tuple[int, int] | None = None) -> np.ndarray:
+def read_image(path: File, size: Size | None = None, via: Size | None = None) -> np.ndarray:
     """Read an image file: the one way in, of what a net sees and of what a person is shown.
 
     A JPEG (MPO too), PNG, BMP, TIFF or WebP becomes uint8 (height, width, 3), RGB, 0 to 255: also
     greyscale, palette, CMYK and 16-bit ones, upright by their EXIF orientation. Transparency is
-    dropped, colour profiles are not applied. Of another shape than `size` (height, width), it is
-    squashed, not cropped. A file that is missing, cut short, no image, or damaged (which libjpeg
-    would fill with grey) is an InputError.
+    dropped, colour profiles are not applied. `size` and `via` are those of `resize_pixels`. A file
+    that is missing, cut short, no image, or damaged (which libjpeg would fill with grey) is an
+    InputError.
     """
     try:
-        pixels = _decode_image(Path(path).read_bytes(), size)
+        pixels = _decode_image(Path(path).read_bytes(), size, via)
     except Exception as error:  # malformed files make the decoders raise nearly anything
         what = getattr(error, "strerror", None) or f"{error}" or type(error).__name__
         if isinstance(error, UnidentifiedImageError):  # its text holds a memory address
             what = f"not an image of the formats {', '.join(IMAGE_FORMATS)}"
         raise InputError(path, [f"{what}; get or save the file anew"]) from error
-    return pixels if size is None else resize_pixels(pixels, size)
+    return pixels if size is None else resize_pixels(pixels, size, via)
 
 
-def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize uint8 (h, w, 3) to (height, width): area averages down, bilinear interpolation up."""
+def resize_pixels(pixels: np.ndarray, size: Size, via: Size | None = None) -> np.ndarray:
+    """Resize uint8 (h, w, 3) to (height, width): area averages down, bilinear interpolation up.
+
+    An image of another shape is squashed, not cropped. A larger one than `via`, the largest
+    size of the files that a net was trained on, goes by way of it: else it is sharper than they.
+    """
+    if _is_larger(pixels.shape, via):
+        pixels = resize_pixels(pixels, via)
     height, width = size
     # Shrinking first: OpenCV averages areas only where no side grows.
     smaller = (min(width, pixels.shape[1]), min(height, pixels.shape[0]))
@@ -101,7 +110,7 @@ def resize_pixels(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def decode_images(
-    paths: Sequence[str | os.PathLike], size: tuple[int, int], ahead: int = 0
+    paths: Sequence[File], size: Size, via: Size | None = None, ahead: int = 0
 ) -> Iterator[Future]:
     """Decode in threads (the decoders release the interpreter's lock), in order, under a bar.
 
@@ -115,12 +124,22 @@ def decode_images(
     with ThreadPoolExecutor(threads) as pool, bar:
         waiting: deque[Future] = deque()
         for path in paths:
-            waiting.append(pool.submit(read_image, path, size))
+            waiting.append(pool.submit(read_image, path, size, via))
             if len(waiting) > ahead:
                 yield waiting.popleft()
                 bar.update()
         yield from waiting
         bar.update(len(waiting))
+
+
+def measure_files(paths: Iterable[File]) -> Size:
+    """Give the largest height and the largest width, in pixels, of image files."""
+    sizes = []
+    for path in paths:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            sizes.append(image.size)
+    widths, heights = zip(*sizes, strict=True)
+    return max(heights), max(widths)
 
 
 def hash_files(image_ids: Iterable[str], paths: list[str]) -> str:
@@ -133,8 +152,12 @@ def hash_files(image_ids: Iterable[str], paths: list[str]) -> str:
     return digest.hexdigest()[:20]
 
 
-def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
-    """Decode to uint8 RGB, upright, at any scale that is large enough for the size."""
+def _is_larger(shape: Sequence[int], via: Size | None) -> bool:
+    return via is not None and shape[0] > via[0] and shape[1] > via[1]
+
+
+def _decode_image(data: bytes, size: Size | None, via: Size | None) -> np.ndarray:
+    """Decode to uint8 RGB, upright, at any scale that is large enough for what is next."""
     if not data:
         raise ValueError("the file is empty")
     with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
@@ -142,6 +165,7 @@ def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
         if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
             sideways = slice(None, None, -1 if orientation in (5, 6, 7, 8) else 1)
+            size = via if _is_larger(image.size[::-1][sideways], via) else size
             pixels = _decode_jpeg(data, image.size[::-1], size[sideways] if size else None)
             if orientation == 1:
                 return pixels
@@ -158,7 +182,7 @@ def _decode_image(data: bytes, size: tuple[int, int] | None) -> np.ndarray:
         return np.array(image.convert("RGB"))
 
 
-def _decode_jpeg(data: bytes, full: tuple[int, int], wanted: tuple[int, int] | None) -> np.ndarray:
+def _decode_jpeg(data: bytes, full: Size, wanted: Size | None) -> np.ndarray:
     """Decode a JPEG, at 1/2, 1/4 or 1/8 where that is at least 1.5 times the wanted size.
 
     That is faster than averaging the full image, and on average within about one grey level of it.
@@ -186,18 +210,18 @@ def _open_cache(cache: Path, shape: tuple[int, ...]) -> np.ndarray | None:
     return images if images.shape == shape and images.dtype == np.uint8 else None
 
 
-def _write_pixels(path: Path, paths: list[str], shape: tuple[int, ...]) -> None:
+def _write_pixels(path: Path, paths: list[str], shape: tuple[int, ...], via) -> None:
     # Written as a file, not through a memory map, whose dirty pages would fill the memory.
     with path.open("wb") as file:
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        file.writelines(pixels.data for pixels in _decode_rows(paths, shape[1:3]))
+        file.writelines(pixels.data for pixels in _decode_rows(paths, shape[1:3], via))
 
 
-def _decode_rows(paths: list[str], size: tuple[int, int]) -> Iterator[np.ndarray]:
+def _decode_rows(paths: list[str], size: Size, via: Size | None) -> Iterator[np.ndarray]:
     """Decode all images; those that cannot be read are named together at the end."""
     problems = []
-    for decoding in decode_images(paths, size):
+    for decoding in decode_images(paths, size, via):
         if decoding.exception():
             problems.append(str(decoding.exception()))
         else:

@@ -176,6 +176,11 @@ def complete_table(table: pd.DataFrame, where: str) -> pd.DataFrame:
     return table
 
 
+def find_split(name: str) -> str:
+    """Read a folder's name as a part of the data: train, val_dir, test-set; "" for another."""
+    return SPLIT_WORDS.get(re.split(r"[ _.-]", name.lower())[0], "")
+
+
 def find_class(word: str) -> str:
     """Give the class that a word means in any common spelling, "" if none.
 

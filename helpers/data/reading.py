@@ -45,7 +45,7 @@ def read_dataset(folder: str | os.PathLike) -> pd.DataFrame:
     """
     where = Path(folder).expanduser()
     where = where if where.exists() else resolve_path(folder)
-    files = [where] if where.suffix == ".npz" else _list_files(where)
+    files = [where] if where.suffix == ".npz" and where.is_file() else _list_files(where)
     images = [path for path in files if path.suffix.lower() in IMAGE_SUFFIXES]
     arrays = [path for path in files if path.suffix == ".npz"]
     is_sorted = any(_find_word(path, where, metadata.find_class) for path in images)
@@ -148,7 +148,7 @@ def _find_paths(table: pd.DataFrame, images: list[Path]) -> list[str]:
     table["path"] = [str(paths[0]) for paths in found]
     shared = table.duplicated("path", keep=False) & ~table.duplicated("image_id", keep=False)
     # Kaggle holds every image twice; files of different sizes are no copies.
-    sizes = [len({path.stat().st_size for path in paths}) for paths in found]
+    sizes = [len({_measure(path) for path in paths}) if len(paths) > 1 else 1 for paths in found]
     is_missing = table["path"] == "."
     checks = {
         "are missing; complete the download or delete their rows": is_missing & (ids != ""),
@@ -162,6 +162,12 @@ def _find_paths(table: pd.DataFrame, images: list[Path]) -> list[str]:
     ]
 
 
+def _measure(path: Path) -> tuple[int, bytes]:
+    """Give what copies have in common: the size, and the bytes where equal sizes mean little."""
+    is_packed = path.suffix.lower() not in (".bmp", ".tif", ".tiff")
+    return path.stat().st_size, b"" if is_packed else path.read_bytes()
+
+
 def _find_word(path: Path, folder: Path, find: Callable[[str], str]) -> str:
     """Give what the nearest folder of a file that means something means, "" if none does."""
     return next(filter(None, map(find, path.relative_to(folder).parts[-2::-1])), "")
@@ -172,10 +178,7 @@ def _read_classes(folder: Path, images: list[Path]) -> tuple[pd.DataFrame, list[
     names = pd.Series([path.relative_to(folder).as_posix() for path in images])
     table = pd.DataFrame({"image_id": [metadata.clean_id(path.name) for path in images]})
     table["dx"] = [_find_word(path, folder, metadata.find_class) for path in images]
-    table["split"] = [
-        _find_word(path, folder, lambda name: metadata.SPLIT_WORDS.get(name.lower(), ""))
-        for path in images
-    ]
+    table["split"] = [_find_word(path, folder, metadata.find_split) for path in images]
     table["path"] = list(map(str, images))
     problems = []
     repeated = table["image_id"].duplicated(keep=False)

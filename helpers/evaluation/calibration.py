@@ -76,7 +76,7 @@ def bin_reliability(p: Predictions, bins: int = 10) -> pd.DataFrame:
     """
     confidence = p.probabilities.max(axis=1)
     number = np.argsort(np.argsort(confidence, kind="stable")) * bins // len(p)
-    member = number[:, None] == np.arange(min(bins, len(p)))
+    member = number[:, None] == np.arange(bins)
     table = estimate_shares((p.answers == p.labels)[:, None], member, p)
     return table.assign(confidence=pd.Series(confidence).groupby(number).mean())
 

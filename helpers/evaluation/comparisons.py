@@ -17,13 +17,16 @@ from helpers.evaluation.scores import PRIOR_ADJUSTED, score_predictions, write_i
 REPEATS = ("FOLD", "SEED")  # vary without being a question of their own
 SCORES = ("accuracy", "balanced_accuracy", PRIOR_ADJUSTED, "auc")
 PARTS = {"val": "validation", "test": "test"}
+ABSENT = "absent"  # what stands for a parameter that a run's notebook does not have
 COLUMNS = [f"{part}_{name}" for part in PARTS for name in SCORES]
 
 
 def find_varied(runs: Sequence) -> list[str]:
-    """Name the parameters that differ among runs, RUN_DIR apart, in the notebook's order."""
-    parameters = pd.DataFrame([run.metrics["parameters"] for run in runs]).astype(str)
-    return [n for n in parameters if n != "RUN_DIR" and parameters[n].nunique() > 1]
+    """Name the parameters that differ among runs, RUN_DIR apart; one that a run lacks differs."""
+    given = [run.metrics["parameters"] for run in runs]
+    names = dict.fromkeys(name for parameters in given for name in parameters)
+    varied = [n for n in names if len({str(parameters.get(n, ABSENT)) for parameters in given}) > 1]
+    return [name for name in varied if name != "RUN_DIR"]
 
 
 def tabulate_runs(runs: Sequence) -> pd.DataFrame:
@@ -32,13 +35,13 @@ def tabulate_runs(runs: Sequence) -> pd.DataFrame:
     Returns, indexed by folder name: the parameters that vary; for each part (val, test) the columns
     <part>_<score>, 0 … 1, and <part>_ratio, its images per training image; best_epoch, epochs,
     seconds, images_per_second; test_set, a number for each set of test images. Runs that answered
-    the same test images identically are an InputError: one model counted twice would make chance
-    look like a finding.
+    the same test images identically are an InputError where they differ in a parameter: one model
+    counted twice would make chance look like a finding. Where they do not, the first one counts.
     """
-    rows, seen = [], {}
+    rows, seen, varied = [], {}, find_varied(runs)
     for run in runs:
         split, training = run.metrics["data"]["split"], run.metrics["training"]
-        row = {name: run.metrics["parameters"].get(name) for name in find_varied(runs)}
+        row = {name: run.metrics["parameters"].get(name, ABSENT) for name in varied}
         for part in PARTS:
             p = run.predictions.part(part)
             adjusted = adjust_prior(run.predictions.part("val"), p)
@@ -49,13 +52,18 @@ def tabulate_runs(runs: Sequence) -> pd.DataFrame:
         row |= {n: training[n] for n in ("best_epoch", "epochs", "seconds", "images_per_second")}
         test = run.predictions.part("test").table.sort_values("image_id")
         row["test_set"] = "\n".join(test["image_id"])
-        seen.setdefault(test[["image_id", *p.columns]].to_csv(), []).append(run.path.name)
+        alike = seen.setdefault(test[["image_id", *p.columns]].to_csv(), {})
+        setting = str([row[name] for name in varied])
+        if setting in alike:
+            print(f"{run.path.name} is the same as {alike[setting]}, and left out")
+            continue
+        alike[setting] = row["run"] = run.path.name
         rows.append(row)
-    same = [" and ".join(names) for names in seen.values() if len(names) > 1]
+    same = [" and ".join(alike.values()) for alike in seen.values() if len(alike) > 1]
     problem = "answered the test images identically: what they differ in had no effect (FOLD has"
     problem += " none on data with a column `split`); keep one of them"
     raise_problems("runs", [f"{names} {problem}" for names in same])
-    table = pd.DataFrame(rows, index=pd.Index([run.path.name for run in runs], name="run"))
+    table = pd.DataFrame(rows).set_index("run")
     return table.assign(test_set=pd.factorize(table["test_set"])[0])
 
 
@@ -93,6 +101,12 @@ def list_questions(table: pd.DataFrame, varied: list[str]) -> list[str]:
     return questions
 
 
+def name_question(table: pd.DataFrame, varied: list[str], name: str) -> str:
+    """Name a parameter and what changes along with it: "BATCH_NORM (with LEARNING_RATE)"."""
+    along = [other for other in varied if other != name and _goes_along(table, name, other)]
+    return f"{name} (with {', '.join(along)})" if along else name
+
+
 def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame:
     """Pair runs on the same test images that differ in one parameter and what goes along with it.
 
@@ -103,7 +117,7 @@ def pair_runs(table: pd.DataFrame, varied: list[str], name: str) -> pd.DataFrame
     """
     others = _list_others(table, varied, name)
     columns, ratios = [*COLUMNS, "seconds"], [f"{part}_ratio" for part in PARTS]
-    reference, *values = sorted(table[name].unique())
+    reference, *values = sorted(table[name].unique(), key=lambda v: (isinstance(v, str), v))
     pairs = []
     for value in values:
         both = table[table[name] == reference].merge(table[table[name] == value], on=others)

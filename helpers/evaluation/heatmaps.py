@@ -5,7 +5,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 
-import cv2
 import keras
 import numpy as np
 import pandas as pd
@@ -15,7 +14,7 @@ from matplotlib import colormaps
 from scipy.stats import t as student
 
 from helpers.data.files import InputError, raise_problems, replace_file, resolve_path
-from helpers.data.images import read_image
+from helpers.data.images import read_image, resize_pixels
 from helpers.nets.models import rebuild_net
 
 VERDICT = "heat_verdict.json"
@@ -308,7 +307,4 @@ def _watch_outputs(watched: Iterable, note: Callable) -> Iterator[None]:
 
 def resize_heat(heat: np.ndarray, size) -> np.ndarray:
     """Resize a map to float32 (height, width): bilinear, but averaged where a side shrinks."""
-    heat, (height, width) = np.asarray(heat, dtype=np.float32), map(int, size)
-    smaller = (min(width, heat.shape[1]), min(height, heat.shape[0]))
-    heat = cv2.resize(heat, smaller, interpolation=cv2.INTER_AREA)
-    return cv2.resize(heat, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resize_pixels(np.asarray(heat, dtype=np.float32), tuple(map(int, size)))

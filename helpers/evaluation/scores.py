@@ -244,7 +244,7 @@ def write_intervals(table: pd.DataFrame) -> pd.Series:
         if np.isnan(row["value"]):
             return "-"
         text, low, high = map(write_share, row[["value", "low", "high"]])
-        why = "too few lesions" if row.get("lesions", 0) < FEWEST else "no interval"
+        why = "too few lesions" if row.get("lesions", FEWEST) < FEWEST else "no interval"
         return f"{text} ({why})" if np.isnan(row["low"]) else f"{text} [{low}, {high}]"
 
     texts = [write(row) for _, row in table.iterrows()]

@@ -29,7 +29,7 @@ def execute_notebook(
     """
     notebook, run_dir = files.resolve_path(notebook), folder.resolve_run(run_dir)
     parameters = {**parameters, "RUN_DIR": str(run_dir)}
-    declared = experiments.inspect_parameters(notebook)
+    declared, _ = experiments.inspect_parameters(notebook)
     raise_problems(notebook, folder.find_problems(parameters, declared))
     if old := folder.peek_run(run_dir):
         raise_problems(run_dir, folder.find_differences(old, parameters))
@@ -111,7 +111,7 @@ def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str]]:
 
     Without either: in the folder of the last finished run or, where none is finished, those of the
     sample's experiment, executed now. Returned are the folder, its finished runs, and what became
-    of the others that an experiment names, as of `experiments.load_runs`.
+    of the others, as of `experiments.load_runs`.
     """
     if not where and (last := find_last_run()):
         where = folder.resolve_run(last).parent
@@ -121,8 +121,13 @@ def find_runs(where: str = "") -> tuple[Path, list[Run], dict[str, str]]:
             execute_experiment(experiment)
         return experiment.folder, *experiments.load_runs(experiment)
     place = folder.resolve_run(where)
-    found = [folder.peek_run(path.parent) for path in sorted(place.glob(f"*/{folder.METRICS}"))]
-    return place, [run for run in found if run], {}
+    found, others = [], {}
+    for path in sorted(place.glob(f"*/{folder.METRICS}")):
+        try:
+            found.append(folder.load_run(path.parent))
+        except InputError as error:
+            others[path.parent.name] = "; ".join(error.problems)
+    return place, found, others
 
 
 def execute_experiment(
@@ -198,12 +203,14 @@ def _attempt(planned: PlannedRun) -> str:
     if state == "running":
         time.sleep(1)  # the scheduler asks again, after the runs that wait
         return BUSY
-    planned.path.mkdir(parents=True, exist_ok=True)
-    with (planned.path / "log.txt").open("a", encoding="utf-8") as log:
-        try:
+    try:
+        planned.path.mkdir(parents=True, exist_ok=True)
+        with (planned.path / "log.txt").open("a", encoding="utf-8") as log:
             execute_notebook(planned.notebook, planned.path, planned.parameters, log)
-        except InputError as error:
-            return BUSY if error.problems == [BUSY] else str(error)
+    except InputError as error:
+        return BUSY if error.problems == [BUSY] else str(error)
+    except Exception as error:  # whatever a kernel or a disk does: the other runs go on
+        return f"{type(error).__name__}: {error}"
     return ""
 
 

@@ -8,6 +8,7 @@
 first name varying slowest.
 """
 
+import ast
 import itertools
 import json
 import re
@@ -31,7 +32,11 @@ NOTEBOOK, ERROR, LOCK = "notebook.ipynb", "error.txt", ".lock"
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run that an experiment asks for; `own` are the parameters of the grid, which name it."""
+    """A run that an experiment asks for.
+
+    `parameters` are all but RUN_DIR, the notebook's defaults among them; `own` are those of the
+    grid, which name the run.
+    """
 
     path: Path
     notebook: Path
@@ -59,7 +64,8 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
         raise InputError(path, [f"not readable as YAML: {error}"]) from None
     grids = _check_shape(path, content)
     where, notebook = folder.resolve_run(f"runs/{path.stem}"), resolve_path(content["notebook"])
-    declared = inspect_parameters(notebook)
+    declared, defaults = inspect_parameters(notebook)
+    defaults.pop("RUN_DIR", None)
     fixed = {**(content.get("fixed") or {}), **parse_parameters(changes, declared)}
     runs, problems = {}, []
     for grid in grids:
@@ -69,7 +75,7 @@ def read_experiment(path: str | Path, changes: Sequence[Sequence[str]] = ()) -> 
             problems += folder.find_problems({**fixed, **own}, declared)
             problems += [f"{name} is both fixed and in the grid" for name in own if name in fixed]
             problems += [f"{name} is there twice"] if name in runs else []
-            runs[name] = PlannedRun(where / name, notebook, {**fixed, **own}, own)
+            runs[name] = PlannedRun(where / name, notebook, {**defaults, **fixed, **own}, own)
     if any("RUN_DIR" in planned.parameters for planned in runs.values()):
         problems.append("RUN_DIR is chosen for each run: take it out")
     raise_problems(path, list(dict.fromkeys(problems)))  # each once, however many runs have it
@@ -103,8 +109,8 @@ def _check_shape(path: Path, content) -> list[dict]:
     return grids
 
 
-def inspect_parameters(notebook: str | Path) -> dict[str, str]:
-    """Read the names and types that the parameters cell of a notebook declares."""
+def inspect_parameters(notebook: str | Path) -> tuple[dict[str, str], dict]:
+    """Read what the parameters cell of a notebook declares: the types and the values by name."""
     notebook = resolve_path(notebook)
     if not notebook.is_file():
         raise InputError(notebook, ["no such notebook"])
@@ -117,7 +123,7 @@ def inspect_parameters(notebook: str | Path) -> dict[str, str]:
         problem = "the cell tagged `parameters` must declare each with one of the types"
         example = f"{', '.join(TYPES)}, as in `EPOCHS: int = 20`; without: {', '.join(untyped)}"
         raise InputError(notebook, [f"{problem} {example}"])
-    return declared
+    return declared, {name: ast.literal_eval(entry["default"]) for name, entry in found}
 
 
 def parse_parameters(pairs: Sequence[Sequence[str]], declared: dict[str, str]) -> dict:

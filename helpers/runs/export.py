@@ -26,6 +26,7 @@ FORMATS = {
     "tflite": ("litert", "model.tflite", ()),
     "onnx": ("onnx", "model.onnx", ("tf2onnx", "onnx", "onnxruntime")),
 }
+HAM10000 = "ISIC_0024306", "ISIC_0034320"  # the first and the last id
 CHECKED_IMAGES = 50
 TOLERANCE = 1e-4  # largest difference of a probability that rounding in float32 explains
 # Our names of the scores to those that model hubs know.
@@ -128,9 +129,11 @@ def write_model_card(run: Run, judgement: dict) -> Path:
     """
     notebooks = [name for name in run.metrics["code"] if name.endswith(".ipynb")]
     command = ["python", "-m", "helpers", "run", *notebooks, f"runs/{run.path.name}"]
-    for name, value in run.metrics["parameters"].items():
-        command += ["-p", name, str(value)] if name != "RUN_DIR" and value != "" else []
+    for name, value in run.metrics["parameters"].items():  # VIEWS is of the recipe
+        left_out = name in ("RUN_DIR", "VIEWS") or value == ""
+        command += [] if left_out else ["-p", name, str(value)]
     values = judgement["overall"]["value"].dropna()
+    own = run.predictions.part("val").table["image_id"]
     loader = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=loader, undefined=StrictUndefined, keep_trailing_newline=True)
     environment.filters["table"] = _write_table
@@ -138,7 +141,8 @@ def write_model_card(run: Run, judgement: dict) -> Path:
         **judgement,
         **run.metrics,
         name=run.path.name,
-        drawn=sample.is_drawn(run.predictions.table["image_id"]),
+        drawn=sample.is_drawn(own),
+        of_ham10000=own.between(*HAM10000).all(),
         class_names=CLASS_NAMES,
         hub_scores=[(n, kind, values[n]) for n, kind in HUB_SCORES.items() if n in values],
         judged=run.predictions.part(judgement["part"]).table,

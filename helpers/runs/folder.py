@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from helpers.data import sample
 from helpers.data.files import PROJECT, InputError, name_some, raise_problems, replace_file
+from helpers.data.images import measure_files
 from helpers.evaluation.predictions import Predictions, read_predictions
 from helpers.evaluation.scores import score_majority
 
@@ -47,6 +48,7 @@ LIMITS = {
     "PRECISION": ["auto", "float32", "mixed_bfloat16", "mixed_float16"],
     "PART": ["val", "test"],
 }
+OPEN = ("EPOCHS", "BATCH_SIZE", "LEARNING_RATE")  # 0: what suits the MODEL, where one is declared
 # The runs that this process holds: lock, code and when it was opened.
 _open: dict[Path, tuple[FileLock, dict, float]] = {}
 
@@ -71,6 +73,11 @@ class Run:
         return self.predictions.classes
 
     @property
+    def file_size(self) -> list[int] | None:
+        """Largest height and width in pixels of the files of its data; larger images go via it."""
+        return self.metrics["data"].get("file_size")
+
+    @property
     def outdated(self) -> list[str]:
         """The files of code that have changed since: the run's notebook, helper modules."""
         code = self.metrics.get("code", {})
@@ -91,10 +98,7 @@ def check_parameters(namespace: dict) -> dict:
 
 
 def find_problems(given: dict, declared: dict[str, str]) -> list[str]:
-    """List what is wrong with parameter values; `declared` names the type of each.
-
-    Where a MODEL is declared, 0 and "" mean what suits the model.
-    """
+    """List what is wrong with parameter values; `declared` names the type of each."""
     problems = []
     for name, value in given.items():
         wanted, found, limits = declared.get(name), type(value).__name__, LIMITS.get(name)
@@ -105,7 +109,7 @@ def find_problems(given: dict, declared: dict[str, str]) -> list[str]:
         elif found != wanted and (wanted, found) != ("float", "int"):
             hint = "; YAML reads 1e-4 as text, write 1.0e-4" if wanted == "float" else ""
             problems.append(f"{name} is {value!r} ({found}), wanted is {wanted}{hint}")
-        elif limits is None or ("MODEL" in declared and value in (0, "")):
+        elif limits is None or ("MODEL" in declared and name in OPEN and value == 0):
             continue
         elif isinstance(limits, list) and value not in limits:
             problems.append(f"{name} is {value!r}, choose one of {name_some(limits)}")
@@ -154,9 +158,7 @@ def open_run(parameters: dict) -> Path:
 def find_differences(run: Run, parameters: dict) -> list[str]:
     """Say in which parameters, RUN_DIR apart, a finished run differs from wanted ones."""
     found = run.metrics["parameters"]
-    named = [
-        n for n, v in parameters.items() if n != "RUN_DIR" and (n not in found or found[n] != v)
-    ]
+    named = [n for n, v in parameters.items() if n != "RUN_DIR" and found.get(n, ...) != v]
     texts = {name: repr(found[name]) if name in found else "missing" for name in named}
     other = ", ".join(f"{name} {texts[name]} instead of {parameters[name]!r}" for name in named)
     remedy = "delete the folder, or give the run or experiment another name"
@@ -168,11 +170,10 @@ def save_run(
 ) -> Run:
     """Write a run's folder and give it free; metrics.json comes last and vouches for the others.
 
-    What was made of an older run in the folder (`LATER`) is deleted first.
-    Layers of this project are saved as Keras' own. `table` is split, `history` a table of epochs,
-    from 1, with the column seconds, `scores` are as {"test": score_with_intervals(...)}. Of the
-    mapping `more`, "training" and "data" join those metrics; `Predictions` are written to a file of
-    their own: "image_only" to predictions_image_only.csv.
+    What was made of an older run in the folder (`LATER`) is deleted first. Layers of this project
+    are saved as Keras' own. `table` is split, `history` has a row per epoch, from 1, with seconds,
+    `scores` are as {"test": score_with_intervals(...)}. Of the mapping `more`, "training" and
+    "data" join those metrics; `Predictions` are written to predictions_<name>.csv.
     """
     run_dir, more, files = Path(run_dir), dict(more or {}), [MODEL]
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -196,6 +197,7 @@ def save_run(
         "description": f"{images:,} {kind} of {lesions:,} lesions from {source}",
         "images": images,
         "lesions": lesions,
+        "file_size": measure_files(table["path"]),
         "split": table["split"].value_counts().to_dict(),
         "fingerprint": fingerprint_data(table),
     }
@@ -227,7 +229,7 @@ def write_run(run_dir: Path, metrics: dict, history: pd.DataFrame, predictions, 
     replace_file(run_dir / HISTORY, partial(history.to_csv, float_format="%.6g"))
     replace_file(run_dir / PREDICTIONS, partial(predictions.table.to_csv, index=False))
     versions = {"python": python_version()} | {name: version(name) for name in PACKAGES}
-    marks = {name: checksum(run_dir / name) for name in (HISTORY, PREDICTIONS, *files)}
+    marks = {name: _checksum(run_dir / name) for name in (HISTORY, PREDICTIONS, *files)}
     text = json.dumps(
         metrics | {"versions": versions, "files": marks},
         default=lambda x: x.to_dict("index") if isinstance(x, pd.DataFrame) else x.item(),
@@ -262,7 +264,7 @@ def load_run(run_dir: str | os.PathLike, image_only: bool = False) -> Run:
         raise InputError(run_dir / METRICS, [f"is damaged ({error!r}): {remedy}"]) from None
     missing = [name for name in files if not (run_dir / name).is_file()]
     problems = [f"no finished run: {', '.join(missing)} missing: {remedy}"] if missing else []
-    changed = [n for n in files if n not in missing and checksum(run_dir / n) != files[n]]
+    changed = [n for n in files if n not in missing and _checksum(run_dir / n) != files[n]]
     if changed:
         why = "edited, or a later run was interrupted while it was saved"
         problems.append(f"{', '.join(changed)} differ from {METRICS} ({why}): {remedy}")
@@ -300,8 +302,7 @@ def fingerprint_data(table: pd.DataFrame) -> str:
     return hashlib.sha256(columns.to_csv(index=False).encode()).hexdigest()[:16]
 
 
-def checksum(path: Path) -> str:
-    """Return the sha256 of a file."""
+def _checksum(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
@@ -339,3 +340,10 @@ def fingerprint_imports() -> dict[str, str]:
     paths = [Path(file) for file in files if file]
     marks = {path.relative_to(PROJECT).as_posix(): fingerprint_code(path) for path in paths}
     return json.loads(os.environ.get(NOTEBOOK_CODE, "{}")) | marks
+
+
+def fingerprint_training(table: pd.DataFrame) -> dict:
+    """Fingerprint the data and the helper modules on which a training depends."""
+    rooms, marks = ("helpers/data/", "helpers/nets/", "helpers/training/"), fingerprint_imports()
+    code = {path: mark for path, mark in marks.items() if path.startswith(rooms)}
+    return {"data": fingerprint_data(table), "code": code}

@@ -164,14 +164,14 @@ def predict_images(classifier: Classifier, paths: Sequence[str | os.PathLike]) -
 
 
 def answer_pixels(classifier: Classifier, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return probabilities (N, K), averaged over views, and novelty (N,) of a batch."""
+    """Return probabilities (N, K), averaged over views, then calibrated, and novelty (N,)."""
     from helpers.training.batches import list_views, turn_images
 
     turned = [turn_images(pixels, v) for v in list_views(classifier.views, pixels.shape[1:3])]
     features, found = novelty.read_features(classifier.reader, np.concatenate(turned))
+    found = found.reshape(len(turned), len(pixels), -1).mean(axis=0)  # first: as T was fitted
     p = Predictions(pd.DataFrame(), classifier.classes).with_probabilities(found)
-    found = calibration.apply_temperature(p, classifier.temperature).probabilities
-    probabilities = found.reshape(len(turned), *found[: len(pixels)].shape).mean(axis=0)
+    probabilities = calibration.apply_temperature(p, classifier.temperature).probabilities
     distances = np.full(len(pixels), np.nan)
     if classifier.detector:
         border = classifier.detector.choose_threshold(classifier.false_alarm_rate)
@@ -261,7 +261,9 @@ def _read_batches(
 
     size = BATCH // len(list_views(classifier.views, classifier.size))
     rows, pixels = [], []
-    for row, decoding in enumerate(images.decode_images(paths, classifier.size, ahead=2 * size)):
+    for row, decoding in enumerate(
+        images.decode_images(paths, classifier.size, classifier.run.file_size, 2 * size)
+    ):
         try:
             pixels.append(decoding.result())
             rows.append(row)

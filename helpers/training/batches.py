@@ -1,7 +1,6 @@
 """tf.data pipelines over an array of pixels: shuffled and varied for training, in order else.
 
-GPUs that share a batch (`fit.set_up`) get batch_size images each; the few that are over are left
-out. Pixels are uint8 (N, height, width, 3), labels int (N,), rows int (M,): which of the N.
+Pixels are uint8 (N, height, width, 3), labels int (N,), rows int (M,): which of the N.
 """
 
 import itertools
@@ -119,17 +118,17 @@ def training_batches(
 
     Args:
         pixels, labels, rows: the images, and which of them to train on.
-        batch_size: images per batch and GPU; the last batch of an epoch may be smaller.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
         seed, first_epoch: of order and augmentation; the epoch to begin with, from 0.
         augment: vary the images by `vary_images`.
         fields: float32 (N, D) of `patient.encode_fields`; some are dropped at random.
     """
-    steps, devices = count_steps(len(rows), batch_size), _count_devices()  # not in a thread
+    steps = count_steps(len(rows), batch_size)
 
     def make_batches():
         for epoch in itertools.count(first_epoch):
             order = np.random.default_rng([seed, epoch]).permutation(rows)
-            for step, chosen in enumerate(_cut(order, batch_size, devices)):
+            for step, chosen in enumerate(_cut(order, batch_size)):
                 rng = np.random.default_rng([seed, epoch, step])
                 known = drop_fields(fields[chosen], DROP, rng) if fields is not None else None
                 number = np.array([seed, epoch * steps + step]) % 2**31
@@ -153,7 +152,7 @@ def evaluation_batches(
     fields: np.ndarray | None = None,
 ) -> tf.data.Dataset:
     """Make the pipeline for validation: rows in order, each once; arguments as for training."""
-    parts = _cut(rows, batch_size, _count_devices())
+    parts = _cut(rows, batch_size)
 
     def make_batches():
         for chosen in parts:
@@ -174,28 +173,21 @@ def predict_rows(
     fields: np.ndarray | None = None,
 ) -> np.ndarray:
     """Answer for rows, averaged over `list_views`: probabilities, float32 (M, K)."""
-    filled = np.resize(rows, len(rows) + -len(rows) % _count_devices())  # to be shared evenly
     labels, answers = np.zeros(len(pixels), int), []  # nobody looks at the labels
     for view in list_views(views, pixels.shape[1:3]):
         turned = turn_images(pixels, view)  # no copy
-        data = evaluation_batches(turned, labels, filled, batch_size, fields=fields)
-        answers.append(model.predict(data, verbose=0)[: len(rows)])
+        data = evaluation_batches(turned, labels, rows, batch_size, fields=fields)
+        answers.append(model.predict(data, verbose=0))
     return np.mean(answers, axis=0)
 
 
 def count_steps(images: int, batch_size: int) -> int:
     """Return the number of batches in an epoch of `images` images."""
-    return math.ceil(images // _count_devices() / batch_size)
+    return math.ceil(images / batch_size)
 
 
-def _count_devices() -> int:
-    return tf.distribute.get_strategy().num_replicas_in_sync
-
-
-def _cut(rows: np.ndarray, batch_size: int, devices: int) -> list[np.ndarray]:
-    """Cut rows into batches that the devices can share evenly."""
-    size, over = batch_size * devices, len(rows) % devices
-    return np.split(rows[: len(rows) - over], range(size, len(rows) - over, size))
+def _cut(rows: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return np.split(rows, range(batch_size, len(rows), batch_size))
 
 
 def _join(images, fields):

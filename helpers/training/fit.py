@@ -4,7 +4,6 @@ import json
 import os
 import re
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -17,14 +16,11 @@ from helpers.data.files import is_interactive, replace_file
 PRECISIONS = ("auto", "float32", "mixed_bfloat16", "mixed_float16")
 
 
-def set_up(
-    seed: int, precision: str = "auto", depthwise: bool = False, devices: Sequence[str] = ()
-) -> str:
-    """Seed everything, use deterministic kernels only, set the precision, and share among GPUs.
+def set_up(seed: int, precision: str = "auto", depthwise: bool = False) -> str:
+    """Seed everything, use deterministic kernels only, and set the precision.
 
-    On the same machine and number of cores, equal seeds then give equal results. Several GPUs each
-    take an equal part of each batch; they normalise by their part, and the first one's statistics
-    are kept. Call it before a net is built.
+    On the same machine and number of cores, equal seeds then give equal results. Call it before a
+    net is built.
 
     Args:
         seed: of Python, NumPy and TensorFlow.
@@ -32,7 +28,6 @@ def set_up(
             every GPU, or without one the processor, multiplies bfloat16 (NVIDIA compute capability
             8.0; AVX512-BF16 or AMX on x86), else float32.
         depthwise: the net has depthwise convolutions, which a processor computes faster in float32.
-        devices: names such as "GPU:0"; by default every GPU that TensorFlow sees.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"PRECISION is {precision!r}: choose one of {', '.join(PRECISIONS)}")
@@ -47,9 +42,6 @@ def set_up(
             native = not depthwise and _has_native_bfloat16()
         precision = "mixed_bfloat16" if native else "float32"
     keras.mixed_precision.set_dtype_policy(precision)
-    devices = devices or [f"GPU:{number}" for number in range(len(gpus))]
-    if len(devices) > 1 and not tf.distribute.has_strategy():
-        tf.distribute.experimental_set_strategy(tf.distribute.MirroredStrategy(list(devices)))
     return precision
 
 
@@ -63,12 +55,8 @@ def _has_native_bfloat16() -> bool:
 
 
 def choose_jit_compile() -> bool | str:
-    """Return `jit_compile` for `model.compile`: "auto" on one GPU, False on a CPU or several GPUs.
-
-    XLA is slower than oneDNN on a CPU, and cannot sum gradients over several GPUs.
-    """
-    one_gpu = tf.config.list_physical_devices("GPU") and not tf.distribute.has_strategy()
-    return "auto" if one_gpu else False
+    """Return `jit_compile` for `model.compile`: False on a CPU, where XLA is slower than oneDNN."""
+    return "auto" if tf.config.list_physical_devices("GPU") else False
 
 
 @keras.saving.register_keras_serializable("skin_cancer_detection")
@@ -172,11 +160,6 @@ class Checkpoint(keras.callbacks.Callback):
         """Start the clock."""
         self._start = time.perf_counter()
 
-    def on_test_begin(self, logs=None):
-        """Give every GPU the first one's BatchNormalization statistics: those are kept."""
-        if tf.distribute.has_strategy():
-            self.model.set_weights(self.model.get_weights())
-
     def on_epoch_end(self, epoch, logs=None):
         """Add a row to the history, keep the weights if they are to be, write the checkpoint."""
         seconds = time.perf_counter() - self._start
@@ -222,17 +205,8 @@ def _describe(model: keras.Model) -> dict[str, str]:
         for before in ('"name": ', "["):
             net = net.replace(f'{before}"{layer.name}"', f'{before}"layer {number}"')
     compiled = json.dumps(model.get_compile_config(), default=str)
-    compiled = re.sub(r'"name": "[^"]*"', "", compiled) + _describe_function(model.loss)
+    compiled = re.sub(r'"name": "[^"]*"', "", compiled)
     return {"net": net, "optimizer, loss or metrics": compiled}
-
-
-def _describe_function(loss) -> str:
-    """Describe what a loss that was written by hand computes: its code and the values it holds."""
-    if not hasattr(loss, "__code__"):
-        return ""
-    held = [str(cell.cell_contents) for cell in loss.__closure__ or ()]
-    code = loss.__code__
-    return f"{code.co_code.hex()} {code.co_names} {code.co_consts[1:]} {held} {loss.__defaults__}"
 
 
 def _name_differences(there: dict, here: dict) -> str:

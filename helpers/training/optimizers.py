@@ -3,14 +3,10 @@
 import math
 
 import keras
-import tensorflow as tf
 
 
 def make_learning_rate(rate: float, schedule: str, total_steps: int):
     """Return what the optimizer takes as its learning rate.
-
-    On several GPUs, whose batches are larger, it grows by the square root of their number
-    (Malladi et al., On the SDEs and scaling rules for adaptive gradient algorithms, NeurIPS 2022).
 
     Args:
         rate: the highest rate.
@@ -18,7 +14,6 @@ def make_learning_rate(rate: float, schedule: str, total_steps: int):
             then half a cosine down to zero (Loshchilov & Hutter, SGDR, ICLR 2017).
         total_steps: optimizer steps of the whole training.
     """
-    rate *= math.sqrt(tf.distribute.get_strategy().num_replicas_in_sync)
     if schedule == "constant":
         return rate
     if schedule != "cosine":

@@ -11,11 +11,13 @@ import pytest
 import tiny_run
 from PIL import Image
 
+from helpers.data import images
 from helpers.data.files import InputError
 from helpers.evaluation import calibration
 from helpers.evaluation.predictions import Predictions
 from helpers.nets import patient
 from helpers.runs import folder, own_images, predict
+from helpers.training import batches
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +118,7 @@ def test_many_batches_keep_their_order(classifier, tmp_path, monkeypatch):
     assert len({tuple(row) for row in whole}) == 11
 
 
-def test_views_are_those_of_the_run_and_turned_ones_average(tmp_path, data_dir):
+def test_views_are_those_of_the_run_and_average_before_they_are_calibrated(tmp_path, data_dir):
     model = tiny_run.make_model(size=(16, 16))
     run = tiny_run.save_tiny_run(tmp_path / "square", data_dir, model=model, VIEWS=8)
     corner = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
@@ -129,6 +131,23 @@ def test_views_are_those_of_the_run_and_turned_ones_average(tmp_path, data_dir):
     assert eight.views == 8
     difference = np.abs(answer(eight, *paths) - answer(one, *paths)).max(axis=1)
     assert difference[0] < 1e-5 < 1e-4 < difference[1]
+    pixels = np.stack([np.asarray(Image.open(path)) for path in paths])
+    powers = batches.predict_rows(model, pixels, np.arange(2), views=8) ** (1 / eight.temperature)
+    assert eight.temperature != pytest.approx(1, abs=0.05)
+    by_hand = powers / powers.sum(axis=1, keepdims=True)
+    assert answer(eight, *paths) == pytest.approx(by_hand, abs=1e-5)
+
+
+def test_larger_image_goes_by_way_of_the_size_of_the_training_files(classifier, tmp_path):
+    path, by_hand = save_picture(tmp_path / "a.png", size=(64, 96)), tmp_path / "b.png"
+    assert classifier.run.file_size == [16, 24]
+    pixels = images.read_image(path, (8, 12))
+    Image.fromarray(images.resize_pixels(pixels, tiny_run.SIZE)).save(by_hand)
+    data = classifier.run.metrics["data"] | {"file_size": [8, 12]}
+    metrics = classifier.run.metrics | {"data": data}
+    changed = replace(classifier, run=replace(classifier.run, metrics=metrics))
+    assert answer(changed, path) == pytest.approx(answer(classifier, by_hand), abs=1e-6)
+    assert answer(changed, path) != pytest.approx(answer(classifier, path), abs=1e-4)
 
 
 def make_answers(surety, is_right, part="val"):

@@ -1,14 +1,8 @@
 """Pipelines, class weights, the set-up, and the checkpoint that lets a killed training go on."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from keras import layers
 from sklearn.metrics import balanced_accuracy_score
 
@@ -262,23 +256,6 @@ def test_killed_training_ends_as_it_would_have_bit_for_bit(whole, tmp_path):
     assert np.array_equal(np.asarray(model(PIXELS[HELD_OUT], training=False)), answers)
 
 
-def test_loss_of_one_name_and_another_body_is_another_training():
-    """A loss that is made by a function differs by the values it holds, too."""
-
-    def make_focal(power):
-        def focal(y_true, y_pred):
-            return keras.ops.mean((1 - y_pred) ** power)
-
-        return focal
-
-    model = make_model()
-    described = []
-    for power in (1.0, 2.0, 1.0):
-        model.compile("adam", make_focal(power))
-        described.append(fit._describe(model))
-    assert described[0] == described[2] != described[1]
-
-
 @pytest.mark.parametrize(
     ("settings", "changed", "named"),
     [
@@ -329,45 +306,3 @@ def test_best_epoch_is_kept_or_without_patience_the_last(patience, kept, ended, 
 def test_progress_is_a_bar_where_a_person_watches_else_a_line(watched, lines, monkeypatch):
     monkeypatch.setattr(fit, "is_interactive", lambda: watched)
     assert fit.choose_verbose() == lines
-
-
-def train_on_two_devices(folder):
-    """Train plainly on one device and on two, then with everything on two: whole and killed."""
-    (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-    plain = {"optimizer": "adam", "augment": False, "plain": True}
-    fit.set_up(1, "float32")
-    runs = {"one": train(folder / "one.npz", rate=0.01 * 2**0.5, **plain)}
-    fit.set_up(1, "float32", devices=("CPU:0", "CPU:1"))
-    runs["two"] = train(folder / "two.npz", size=8, **plain)
-    usual = {"optimizer": "adam", "augment": False, "size": 8}
-    runs["whole"] = train(folder / "whole.npz", **usual)
-    (folder / "whole.cut").rename(folder / "resumed.npz")
-    runs["resumed"] = train(folder / "resumed.npz", **usual)
-    found = {
-        name: {"history": drop_seconds(checkpoint).to_dict("list"), "answers": answers.tolist()}
-        for name, (checkpoint, answers, _) in runs.items()
-    }
-    found["message"] = runs["resumed"][2]
-    all_rows = batches.predict_rows(make_model(plain=True), PIXELS, HELD_OUT[:5], 1)
-    found["all rows"] = len(all_rows)
-    found["steps"] = batches.count_steps(49, 8), batches.count_steps(48, 8)
-    (folder / "found.json").write_text(json.dumps(found))
-
-
-def test_two_devices_give_the_result_of_one_and_resume(tmp_path):
-    """In a process of its own: TensorFlow takes the number of logical CPUs before it starts."""
-    code = "from pathlib import Path; from tests.models import test_training as t; "
-    command = [sys.executable, "-c", f"{code}t.train_on_two_devices(Path({str(tmp_path)!r}))"]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "found.json").read_text())
-    assert "after epoch 2" in found["message"]
-    assert found["resumed"] == found["whole"]
-    one, two = found["one"], found["two"]
-    for name, values in one["history"].items():
-        assert two["history"][name] == pytest.approx(values, abs=1e-4), name
-    assert np.array(two["answers"]) == pytest.approx(np.array(one["answers"]), abs=1e-4)
-    assert found["all rows"] == 5
-    assert not np.allclose(found["whole"]["answers"], one["answers"], atol=1e-2)
-    assert found["steps"] == [3, 3]

@@ -172,7 +172,7 @@ def test_model_is_judged_on_the_images_of_another_clinic_with_fewer_classes(tmp_
     book = papermill.execute_notebook(JUDGE, str(tmp_path / "o.ipynb"), given, progress_bar=False)
     outputs = [output for cell in book.cells for output in cell.get("outputs", [])]
     said = "\n".join(output.get("text", "") for output in outputs)
-    assert "36 images to answer, 0 of other diagnoses left out" in said
+    assert "36 images to answer" in said
     assert "part other: 36 drawn" not in said and "part other: 36 images of 36 lesions" in said
     assert "left out of all scores: akiec, bkl, df, vasc" in said
     assert "no card" in said

@@ -83,7 +83,8 @@ def test_grids_are_products_and_the_first_name_varies_slowest(project):
     experiment = read(project, text, changes=[["EPOCHS", "5"]])
     names = ["RATE=0.1,FOLD=0", "RATE=0.1,FOLD=1", "RATE=1e-05,FOLD=0", "RATE=1e-05,FOLD=1"]
     assert [planned.path.name for planned in experiment.runs] == [*names, "FAIL=true"]
-    assert experiment.runs[3].parameters == {"EPOCHS": 5, "RATE": 1e-5, "FOLD": 1}
+    defaults = {"DATA_DIR": "", "FAIL": False}
+    assert experiment.runs[3].parameters == {**defaults, "EPOCHS": 5, "RATE": 1e-5, "FOLD": 1}
     assert experiment.folder == project / "runs/exp"
 
 

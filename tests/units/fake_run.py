@@ -1,5 +1,6 @@
 """What tests of runs use: a run made in no time, of a model that is not one; a notebook."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -10,6 +11,7 @@ from helpers.evaluation.predictions import make_predictions
 from helpers.runs import folder
 
 CLASSES = ("a", "b")
+IMAGE = Path(__file__).parents[2] / folder.BOX / "figures/history.png"
 PARAMETERS = {"DATA_DIR": "", "IMAGE_HEIGHT": 28, "IMAGE_WIDTH": 28}
 
 
@@ -36,7 +38,7 @@ def make_table(path, ids="000"):
 
 
 def save(run_dir, parameters=PARAMETERS, ids="000", model=None, **more):
-    table = make_table(__file__, ids)
+    table = make_table(IMAGE, ids)
     index = pd.RangeIndex(1, 3, name="epoch")
     scores = pd.DataFrame({"value": [0.5, np.nan], "low": 0.25, "high": np.float64(0.75)})
     return folder.save_run(

@@ -99,6 +99,26 @@ def test_one_model_counted_twice_is_refused(tmp_path):
         comparisons.tabulate_runs([first, same])
 
 
+def test_run_made_twice_counts_once(tmp_path, capsys):
+    first, other = (make_run(tmp_path / f"{fold}", 0.6, FOLD=fold) for fold in (0, 1))
+    metrics = first.metrics | {"parameters": first.metrics["parameters"] | {"RUN_DIR": "again"}}
+    again = Run(tmp_path / "again", metrics, first.history, first.predictions, ())
+    assert comparisons.tabulate_runs([first, again, other]).index.tolist() == ["0", "1"]
+    assert capsys.readouterr().out == "again is the same as 0, and left out\n"
+
+
+def test_parameter_that_one_notebook_lacks_tells_its_runs_apart(tmp_path):
+    found = [make_run(tmp_path / f"{fold}", 0.5, FOLD=fold) for fold in (0, 1)]
+    found += [make_run(tmp_path / f"a{f}", 0.8, FOLD=f, MODEL="m", VIEWS=8) for f in (0, 1)]
+    table, varied = comparisons.tabulate_runs(found), comparisons.find_varied(found)
+    assert varied == ["FOLD", "MODEL", "VIEWS"]
+    assert comparisons.name_question(table, varied, "MODEL") == "MODEL (with VIEWS)"
+    pairs = comparisons.pair_runs(table, varied, "MODEL")
+    assert (pairs["against"].tolist(), pairs["value"].tolist()) == (["absent"] * 2, ["m"] * 2)
+    numbers = table.assign(VIEWS=["absent", "absent", 8, 8])  # a number comes before the word
+    assert comparisons.pair_runs(numbers, varied, "VIEWS")["against"].tolist() == [8, 8]
+
+
 def test_rate_chosen_for_each_net_goes_along_with_the_net(tmp_path):
     found = [
         make_run(tmp_path / f"{norm:d}{fold}", 0.6, NORM=norm, FOLD=fold, RATE=0.3 - 0.2 * norm)
@@ -107,6 +127,7 @@ def test_rate_chosen_for_each_net_goes_along_with_the_net(tmp_path):
     ]
     table, varied = comparisons.tabulate_runs(found), comparisons.find_varied(found)
     assert comparisons.list_questions(table, varied) == ["RATE"]
+    assert comparisons.name_question(table, varied, "RATE") == "RATE (with NORM)"
     assert comparisons.pair_runs(table, varied, "RATE")["FOLD"].tolist() == [0, 1]
 
 

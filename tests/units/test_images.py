@@ -132,6 +132,21 @@ def test_shrinking_averages_areas(tmp_path, size):
     assert measure_difference(read_image(tmp_path / "a.jpg", size), np.asarray(expected)) < limit
 
 
+def test_larger_image_goes_by_way_of_a_size_and_a_smaller_one_does_not(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    table = pd.DataFrame({"image_id": ["a"], "path": [str(tmp_path / "a.png")]})
+    direct = load_images(table, (15, 20))[0]
+    by_way = module.resize_pixels(module.resize_pixels(noise, (18, 27)), (15, 20))
+    assert np.array_equal(load_images(table, (15, 20), (18, 27))[0], by_way)
+    assert not np.array_equal(by_way, direct)
+    assert np.array_equal(load_images(table, (15, 20), (60, 80))[0], direct)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", quality=100)
+    assert np.array_equal(*(read_image(tmp_path / "a.jpg", (6, 8), v) for v in (None, (60, 80))))
+    Image.new("L", (70, 90)).save(tmp_path / "b.png")
+    assert module.measure_files([tmp_path / "a.png", tmp_path / "b.png"]) == (90, 80)
+
+
 def test_enlarging_is_smooth_also_while_the_other_side_shrinks(tmp_path):
     Image.fromarray(np.uint8([[[0] * 3, [200] * 3]] * 2)).save(tmp_path / "a.png")
     row = read_image(tmp_path / "a.png", (9, 10))[4, :, 0].astype(int)

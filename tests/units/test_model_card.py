@@ -122,6 +122,7 @@ def test_run_can_be_made_again(tmp_path):
     text, _ = write_card(make_run(tmp_path))
     command = "python -m helpers run Skin_Cancer_Detection.ipynb runs/my_run"
     assert f"{command} -p DATA_DIR 'data/my images' -p IMAGE_HEIGHT 28 -p IMAGE_WIDTH 36\n" in text
+    assert "-p VIEWS" not in write_card(make_run(tmp_path, VIEWS=8))[0]
     assert "`0123456789abcdef`" in text
     assert ["keras", "3.15.1"] in read_table(text, "How to reproduce", 1)
 
@@ -133,6 +134,18 @@ def test_drawn_images_are_called_drawn_loudly(tmp_path):
     assert "drawn-images" in read_front_matter(text)["tags"]
     assert "**TRAINED AND JUDGED ON DRAWN IMAGES.**" in text
     assert "CC BY-NC" not in text
+
+
+def test_card_of_other_images_claims_nothing_of_ham10000_nor_of_lesions(tmp_path):
+    run = make_run(tmp_path, first=7)
+    run.metrics["data"] |= {"leaks": 3, "file_size": [300, 400]}
+    text, _ = write_card(run)
+    assert read_front_matter(text)["license"] == "other"
+    assert "CC BY-NC" not in text and "Tschandl" not in text
+    assert "**3 lesions are in more than one part: the scores flatter.**" in text
+    assert "files that it was trained on have at most 300x400 pixels" in text
+    run.metrics["data"] |= {"leaks": 0, "lesions": 1400}
+    assert "Each image counts as a lesion of its own" in write_card(run)[0]
 
 
 def test_groups_and_patients_fields_are_told_or_said_to_be_missing(tmp_path):

@@ -17,6 +17,7 @@ from helpers.data.reading import CLASSES, read_dataset
 
 IDS = [f"ISIC_000000{number}" for number in (1, 2, 3, 4)]
 UNSCORED = "ISIC_0035068"
+TWO_OF_ONE_SIZE = {f"a/{IDS[0]}.bmp": b"x", f"b/{IDS[0]}.bmp": b"y"}
 HMNIST = {"hmnist_28_28_RGB.csv": "pixel0000,label\n1,2\n"}
 
 
@@ -123,7 +124,7 @@ def test_linked_folders_are_followed_and_loops_end(tmp_path):
 
 
 def test_class_folders_with_a_split(tmp_path):
-    names = ["Train/melanoma/x.jpg", "train/NV/y.png", "valid/Melanocytic nevi/y.jpg"]
+    names = ["Train/melanoma/x.jpg", "train/NV/y.png", "valid_set/Melanocytic nevi/y.jpg"]
     names += ["test/akiec/deep/isic_0000004.webp"]
     with pytest.warns(UserWarning, match="lesion_id is missing in 4 of 4 rows.*leaks"):
         table = read_dataset(write(tmp_path, dict.fromkeys(names))).set_index("image_id")
@@ -209,6 +210,7 @@ def test_arrays_that_cannot_be_unpacked(tmp_path, monkeypatch):
         (HMNIST, ["hmnist_28_28_RGB.csv", "without image ids", "helpers download"]),
         ({"x.csv": TABLE, **images(), "b/ISIC_0000003.jpg": "half"}, ["ISIC_0000003", "differ"]),
         ({"x.csv": "image_id,dx\na1,nv\nA1,mel\n", "a1.jpg": None}, ["share a file", "a1, A1"]),
+        ({"x.csv": TABLE, **images("", IDS[1:]), **TWO_OF_ONE_SIZE}, [IDS[0], "differ"]),
         ({"x.csv": GROUPS, **images()}, ["no table of diagnoses"]),
     ],
 )
@@ -218,6 +220,7 @@ def test_faults_are_named(tmp_path, files, words):
 
 def test_no_folder(tmp_path):
     find_problems(tmp_path / "nowhere", "does not exist", "DATA_DIR")
+    find_problems(tmp_path / "nowhere.npz", "does not exist", "DATA_DIR")
     find_problems(write(tmp_path, {"data.zip": b"PK"}) / "data.zip", "is a file", "unpack")
 
 

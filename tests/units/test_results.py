@@ -14,10 +14,10 @@ def test_table_is_made_of_the_committed_scores():
 
 
 def test_means_over_folds_and_their_intervals_by_hand():
-    rows = [{"net": "a", "size": "1x1", "train": 4, "test": 1, "seconds": 60} for _ in range(2)]
-    table = pd.DataFrame(rows)
+    rows = [{"net": "a", "size": "1x1", "train": 4, "test": 1, "seconds": 60} for _ in range(3)]
+    table = pd.DataFrame(rows).assign(fold=[0, 1, 1])  # two seeds of a fold count as one
     for name in collect.SHOWN:
-        table[name], table[f"unseen_{name}"] = [0.5, 0.6], [0.4, 0.5]
+        table[name], table[f"unseen_{name}"] = [0.5, 0.5, 0.7], [0.4, 0.4, 0.6]
     lines = collect.write_table(table).splitlines()
     # mean .55, variance .005, times (1/2 + 1/4); Student's quantile of one degree is 12.706
     assert lines[2].startswith("| a, 1x1 | 2 | test | .550 [-0.228, 1.328] |")

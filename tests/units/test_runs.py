@@ -195,7 +195,8 @@ def test_choices_are_checked_and_open_where_the_model_decides():
     (problem,) = folder.find_problems({"SCHEDULE": "cosin"}, declared)
     assert "SCHEDULE is 'cosin', choose one of constant, cosine" in problem
     assert len(folder.find_problems({"SCHEDULE": "", "EPOCHS": 0}, declared)) == 2
-    assert not folder.find_problems({"SCHEDULE": "", "EPOCHS": 0}, declared | {"MODEL": "str"})
+    (problem,) = folder.find_problems({"SCHEDULE": "", "EPOCHS": 0}, declared | {"MODEL": "str"})
+    assert "SCHEDULE is ''" in problem
 
 
 def test_fingerprint_of_the_data_changes_with_labels_split_and_files(tmp_path):
@@ -220,6 +221,25 @@ def test_last_finished_run_is_found_unless_another_is_named(tmp_path, monkeypatc
     monkeypatch.setenv("LAST_RUN", str(second))
     with pytest.raises(InputError, match=r"model\.keras differ"):
         execution.find_run()
+
+
+def test_damaged_run_of_a_folder_is_named(tmp_path):
+    save(tmp_path / "whole")
+    (save(tmp_path / "damaged").path / "predictions.csv").write_text("saved anew")
+    place, found, others = execution.find_runs(tmp_path)
+    assert (place, [run.path.name for run in found]) == (tmp_path, ["whole"])
+    assert list(others) == ["damaged"] and "predictions.csv differ" in others["damaged"]
+
+
+def test_whatever_stops_one_run_the_others_go_on(tmp_path, monkeypatch):
+    def stop(notebook, path, *more):
+        if path.name == "a":
+            raise RuntimeError("no kernel")
+
+    monkeypatch.setattr(execution, "execute_notebook", stop)
+    runs = [experiments.PlannedRun(tmp_path / n, tmp_path / "n.ipynb", {}, {}) for n in "ab"]
+    failures = execution.execute_experiment(experiments.Experiment(tmp_path, tuple(runs)))
+    assert failures == {"a": "RuntimeError: no kernel"}
 
 
 def test_missing_words_and_ids_are_read_back_as_they_were_meant(tmp_path):

@@ -97,8 +97,8 @@ def test_identifiers_are_outside_the_real_ranges_and_do_not_tell_the_class():
         assert numbers.min() == sample.FIRST_ID
         assert numbers.max() == sample.FIRST_ID + numbers.nunique() - 1
         assert table.loc[numbers < sample.FIRST_ID + 50, "dx"].nunique() > 3
-    assert sample.is_drawn(["photo", "ISIC_9000007"])
-    assert not sample.is_drawn(["ISIC_0024306", "ISIC_0036064", "photo"])
+    assert sample.is_drawn(["photo", "ISIC_9000007", "ISIC_9000300"])
+    assert not sample.is_drawn(["ISIC_0024306", "ISIC_9000007", "ISIC_9999806", "photo"])
 
 
 def test_second_call_rewrites_nothing_and_another_seed_everything(tmp_path, blank):
@@ -109,6 +109,8 @@ def test_second_call_rewrites_nothing_and_another_seed_everything(tmp_path, blan
     whole = read_bytes(folder)
     next(folder.rglob("ISIC_*.jpg")).unlink()
     assert read_bytes(sample.draw_sample(folder)) == whole, "what is damaged is drawn anew"
+    (folder / sample.TABLE).unlink()
+    assert read_bytes(sample.draw_sample(folder)) == whole
     other = read_bytes(sample.draw_sample(folder, seed=1))
     assert len(other) == len(whole)
     assert not set(other.values()) & set(whole.values())
