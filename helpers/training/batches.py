@@ -18,6 +18,7 @@ SHARP = 0.5  # share of the training images that are moved by whole pixels only
 HAIRY, HAIRS, THICKNESS = 4, 8, 0.01  # one image in so many; at most; at most of the width
 CORNERS = 0.15  # share of the images that get dark corners
 DROP = 0.2  # share of the patients' fields that are dropped in training
+AHEAD = 4  # batches at most that are made while the net computes
 
 
 def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
@@ -140,7 +141,7 @@ def training_batches(
         return vary_images(inputs, number) if augment else inputs, truth
 
     data = _read(make_batches, pixels, fields, tf.TensorSpec((2,), tf.int32))
-    return data.map(finish, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+    return data.map(finish, AHEAD).prefetch(AHEAD)
 
 
 def evaluation_batches(
@@ -160,7 +161,7 @@ def evaluation_batches(
             yield _join(pixels[chosen], known), labels[chosen]
 
     steps = tf.data.experimental.assert_cardinality(len(parts))
-    return _read(make_batches, pixels, fields).apply(steps).prefetch(tf.data.AUTOTUNE)
+    return _read(make_batches, pixels, fields).apply(steps).prefetch(AHEAD)
 
 
 def predict_rows(
@@ -198,4 +199,9 @@ def _read(make_batches, pixels: np.ndarray, fields, *more: tf.TensorSpec) -> tf.
     known = None if fields is None else tf.TensorSpec((None, fields.shape[1]), tf.float32)
     inputs = _join(tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8), known)
     signature = (inputs, tf.TensorSpec((None,), tf.int32), *more)
-    return tf.data.Dataset.from_generator(make_batches, output_signature=signature)
+    # Where the processor is busy, the end of an iteration often waits for TensorFlow's tuning
+    # thread, which sleeps 10 ms, then 20, 40 and so on, up to a minute.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    data = tf.data.Dataset.from_generator(make_batches, output_signature=signature)
+    return data.with_options(options)

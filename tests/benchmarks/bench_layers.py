@@ -28,6 +28,7 @@ from keras import layers
 from helpers import data
 from helpers.nets.models import build_net
 from helpers.training import fit
+from helpers.training.batches import evaluation_batches
 from helpers.training.layers import speed_up
 
 ROOT = Path(__file__).parents[2]
@@ -56,7 +57,7 @@ def prepare(model: keras.Model, kind: str) -> dict:
     """Compile a net and return what is timed: a training and a prediction of its images."""
     pixels, labels = make_arrays(IMAGES[kind])
     model.compile("adam", "sparse_categorical_crossentropy", jit_compile=False)
-    batches = tf.data.Dataset.from_tensor_slices((pixels, labels)).batch(BATCH[kind]).cache()
+    batches = evaluation_batches(pixels, labels, np.arange(len(labels)), BATCH[kind])
     return {
         "training": lambda: model.fit(batches, verbose=0, shuffle=False),
         "prediction": lambda: model.predict(batches, verbose=0),

@@ -22,7 +22,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 IMAGES, SIZE = 256, (75, 100)
 PRECISIONS = ("float32", "mixed_bfloat16")
 # ConvNeXtTiny is left out unless it is named: without a GPU a step takes many seconds.
-NETS = ("cnn", "compact", "MobileNetV3Small", "EfficientNetV2B0")
+NETS = ("cnn", "compact", "EfficientNetLite0", "MobileNetV3Small", "EfficientNetV2B0")
 # As the recipes have it: batch size, optimizer, augmentation.
 RECIPES = {"cnn": (32, "adam", False), "compact": (64, "muon", True)}
 PRETRAINED = (32, "adam", True)
