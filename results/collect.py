@@ -3,8 +3,9 @@
 python results/collect.py runs/nets runs/batch_norm   add the runs in these folders, or replace them
 python results/collect.py                             write the table anew
 
-A row per net and fold: the scores on the test part of the fold, and (unseen_…) on those of its
-images that lie outside the validation part of fold 0, which is where choices are made.
+A row per net and fold: the scores on the test part of the fold, (unseen_…) on those of its images
+that lie outside the validation part of fold 0, which is where choices are made, and (val_…) on the
+fold's own validation part, whose prior is adjusted by the same images.
 """
 
 import sys
@@ -18,6 +19,7 @@ from helpers.runs import folder
 
 PLACE = Path(__file__).parent
 FILE, PAGE = PLACE / "scores.csv", PLACE.parent / "RESULTS.md"
+BOX = PLACE.parent / "models/ham10000"  # its predictions tell what fold 0's validation part is
 MARKS = "<!-- table -->\n", "<!-- end of table -->"
 KEY = ["net", "size", "fold", "seed"]
 SHOWN = {
@@ -71,6 +73,7 @@ def make_rows(run: folder.Run, chosen_on: set[str]) -> list[dict]:
         training = run.metrics["training"]
         row |= {name: training[name] for name in ("epochs", "seconds", "model_parameters")}
         row |= {"precision": training["precision"], "keras": run.metrics["versions"]["keras"]}
+        row |= {f"val_{name}": value for name, value in score(validation, validation).items()}
         rows.append(row)
     return rows
 
@@ -80,10 +83,7 @@ def collect(folders: list[str]) -> pd.DataFrame:
     table = pd.read_csv(FILE) if FILE.exists() else pd.DataFrame(columns=KEY)
     found = [path for where in folders for path in sorted(Path(where).glob("*/metrics.json"))]
     runs = [folder.load_run(path.parent) for path in found]
-    first = [run for run in runs if run.metrics["parameters"]["FOLD"] == 0]
-    if folders and not first:
-        raise InputError(", ".join(folders), ["no finished run of fold 0, whose validation part"])
-    chosen_on = set(first[0].predictions.part("val").table["image_id"]) if first else set()
+    chosen_on = set(folder.load_run(BOX).predictions.part("val").table["image_id"])
     rows = pd.DataFrame([row for run in runs for row in make_rows(run, chosen_on)])
     if len(rows) and len(twice := rows[rows.duplicated(KEY)]):
         raise InputError(", ".join(folders), [f"several runs of one {KEY}:\n{twice[KEY]}"])
