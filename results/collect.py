@@ -35,6 +35,7 @@ SHOWN = {
 def name_net(parameters: dict) -> str:
     """Name a run's net and what is special about its recipe."""
     name = parameters.get("MODEL", "original")
+    name += " with the compact net's recipe" if parameters.get("MODEL") == "original" else ""
     name += " with BatchNormalization" if parameters.get("BATCH_NORM") else ""
     name += " with age, sex and site" if parameters.get("USE_METADATA") else ""
     return name + (f" without {parameters['WITHOUT']}" if parameters.get("WITHOUT") else "")

@@ -1,4 +1,4 @@
-"""The nets beside the original one: a compact net, and nets pretrained on ImageNet, by name.
+"""The nets by name: the original one, a compact one, and those pretrained on ImageNet.
 
 All take raw pixels, 0 … 255, and bring their own scaling.
 """
@@ -23,11 +23,12 @@ NETS = {
     # Liu et al., A ConvNet for the 2020s, CVPR 2022.
     "ConvNeXtTiny": keras.applications.ConvNeXtTiny,
 }
-MODELS = ("compact", *NETS)
+MODELS = ("compact", "original", *NETS)
 # Keras' default of 0.99 forgets the initial statistics only after some 500 steps: on the sample,
 # validation would be worse than chance for many epochs while training goes well.
 MOMENTUM = 0.9
-SMALLEST_PRETRAINED = 32  # pixels; keras.applications refuses less
+SMALLEST = {"compact": 1, "original": 22}  # pixels of the shorter side
+SMALLEST_PRETRAINED = 32  # keras.applications refuses less
 STAGE_SIDE = 32  # pixels of the shorter side, at most, where the compact net begins its stages
 
 
@@ -40,24 +41,38 @@ def build_net(
         name: one of `MODELS`.
         size: (height, width) of the images in pixels.
         weights: of a pretrained net's body: "imagenet" (downloaded, unless it was before), the
-            path of a weights file, or "none". The compact net always starts at random.
+            path of a weights file, or "none". Both other nets always start at random.
         classes: K class codes, the order of the outputs; joined by "_" they name the last layer.
 
     Returns a net that takes uint8 (N, height, width, 3) and gives probabilities, float32 (N, K). An
     InputError names everything that keeps it from being built.
     """
-    if name == "compact":
-        return _build_compact(size, classes)
-    problems = []
-    if name not in NETS:
+    problems, is_own = [], name in SMALLEST
+    if name not in MODELS:
         problems.append(f"no net {name!r}: choose one of {', '.join(MODELS)}")
-    if min(size) < SMALLEST_PRETRAINED:
-        at_least = f"at least {SMALLEST_PRETRAINED} pixels high and wide"
+    if min(size) < (smallest := SMALLEST.get(name, SMALLEST_PRETRAINED)):
+        at_least = f"at least {smallest} pixels high and wide"
         problems.append(f"images of {size[0]}x{size[1]} pixels: take images {at_least}")
-    if weights not in ("imagenet", "none") and not resolve_path(weights).is_file():
+    if not is_own and weights not in ("imagenet", "none") and not resolve_path(weights).is_file():
         problems.append(f"no file {weights!r}: choose imagenet, none or the path of a weights file")
     raise_problems("MODEL, its size and its WEIGHTS", problems)
+    if is_own:
+        build = _build_compact if name == "compact" else _build_original
+        return build(size, classes)
     return _build_pretrained(name, size, weights, classes)
+
+
+def _build_original(size: tuple[int, int], classes: Sequence[str]) -> keras.Model:
+    """Build the net that the main notebook spells out, without BatchNormalization."""
+    image = keras.Input((*size, 3), dtype="uint8", name="image")
+    x = layers.Rescaling(1 / 255)(image)
+    for filters in (256, 128, 64):
+        x = layers.MaxPooling2D(2)(layers.Conv2D(filters, 3, activation="relu")(x))
+        x = layers.Dropout(0.25)(x)
+    x = layers.Flatten()(x)
+    for units in (64, 128):
+        x = layers.Dense(units, activation="relu")(x)
+    return keras.Model(image, _answer(x, classes), name="original")
 
 
 def _build_compact(size: tuple[int, int], classes: Sequence[str]) -> keras.Model:

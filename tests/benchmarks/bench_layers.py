@@ -7,45 +7,30 @@ In one run and in turn, so that a busy machine slows all alike: the original and
 the precision that `fit.set_up` takes; the original net as a user of plain Keras would
 train it (float32, compile("adam"), arrays in memory); PyTorch on the original net where torch is
 installed; and a product of two 4096 x 4096 matrices. Medians over the rounds, images/s. The last
-line holds the medians of the ratios: compact and cnn ours over Keras', plain ours over plain Keras.
+line holds the medians of the ratios: compact and original ours over Keras', plain ours over plain
+Keras.
 """
 
 import importlib.util
 import os
 import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # before Keras
 
 import keras
-import nbformat
 import numpy as np
 import tensorflow as tf
-from keras import layers
 
-from helpers import data
 from helpers.nets.models import build_net
 from helpers.training import fit
 from helpers.training.batches import evaluation_batches
 from helpers.training.layers import speed_up
 
-ROOT = Path(__file__).parents[2]
 SIZE = (75, 100)
-IMAGES = {"compact": 512, "cnn": 128}
-BATCH = {"compact": 64, "cnn": 32}
-
-
-def build_original() -> keras.Model:
-    """Build the net from the cells of the main notebook that define it."""
-    cells = nbformat.read(ROOT / "Skin_Cancer_Detection.ipynb", as_version=4).cells
-    sources = [cell.source for cell in cells if cell.cell_type == "code"]
-    chosen = [s for s in sources if "keras.Sequential(" in s or s.startswith("def normalise")]
-    space = {"keras": keras, "layers": layers, "data": data, "BATCH_NORM": False}
-    space |= dict(zip(("IMAGE_HEIGHT", "IMAGE_WIDTH"), SIZE, strict=True))
-    exec("\n".join(chosen), space)
-    return space["model"]
+IMAGES = {"compact": 512, "original": 128}
+BATCH = {"compact": 64, "original": 32}
 
 
 def make_arrays(images: int) -> tuple[np.ndarray, np.ndarray]:
@@ -67,12 +52,12 @@ def prepare(model: keras.Model, kind: str) -> dict:
 def prepare_plain() -> dict:
     """The original net as plain Keras trains it: float32, scaled arrays in memory."""
     keras.mixed_precision.set_global_policy("float32")
-    model = build_original()
+    model = build_net("original", SIZE)
     model.compile("adam", "sparse_categorical_crossentropy")
-    pixels, labels = make_arrays(IMAGES["cnn"])
+    pixels, labels = make_arrays(IMAGES["original"])
     return {
-        "training": lambda: model.fit(pixels, labels, batch_size=BATCH["cnn"], verbose=0),
-        "prediction": lambda: model.predict(pixels, batch_size=BATCH["cnn"], verbose=0),
+        "training": lambda: model.fit(pixels, labels, batch_size=BATCH["original"], verbose=0),
+        "prediction": lambda: model.predict(pixels, batch_size=BATCH["original"], verbose=0),
     }
 
 
@@ -88,23 +73,23 @@ def prepare_torch() -> dict:
     dense = [nn.Flatten(), nn.Linear(4480, 64), nn.ReLU(), nn.Linear(64, 128), nn.ReLU()]
     net = nn.Sequential(*blocks, *dense, nn.Linear(128, 7))
     optimizer, loss = torch.optim.Adam(net.parameters()), nn.CrossEntropyLoss()
-    pixels, labels = make_arrays(IMAGES["cnn"])
+    pixels, labels = make_arrays(IMAGES["original"])
     x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
     y = torch.from_numpy(labels)
 
     def train():
         net.train()
-        for start in range(0, len(x), BATCH["cnn"]):
+        for start in range(0, len(x), BATCH["original"]):
             optimizer.zero_grad()
-            part = slice(start, start + BATCH["cnn"])
+            part = slice(start, start + BATCH["original"])
             loss(net(x[part]), y[part]).backward()
             optimizer.step()
 
     def predict():
         net.eval()
         with torch.no_grad():
-            for start in range(0, len(x), BATCH["cnn"]):
-                net(x[start : start + BATCH["cnn"]])
+            for start in range(0, len(x), BATCH["original"]):
+                net(x[start : start + BATCH["original"]])
 
     return {"training": train, "prediction": predict}
 
@@ -115,7 +100,7 @@ def main(rounds: int) -> None:
     timed, images = {}, {}
     for kind, build in {
         "compact": lambda: build_net("compact", SIZE),
-        "cnn": build_original,
+        "original": lambda: build_net("original", SIZE),
     }.items():
         for name, change in {"Keras": lambda net: net, "ours": speed_up}.items():
             for what, run in prepare(change(build()), kind).items():
@@ -125,7 +110,7 @@ def main(rounds: int) -> None:
         others["PyTorch"] = prepare_torch
     for name, make in others.items():
         for what, run in make().items():
-            timed["cnn", name, what], images["cnn", name, what] = run, IMAGES["cnn"]
+            timed["original", name, what], images["original", name, what] = run, IMAGES["original"]
     matrix = tf.random.stateless_normal((4096, 4096), [0, 0])
     seconds = {key: [] for key in [*timed, "product"]}
     for number in range(rounds + 1):  # the first round builds and warms up
@@ -143,10 +128,10 @@ def main(rounds: int) -> None:
     speed = {key: 1 / np.array(values) for key, values in seconds.items()}
     ratios = {
         kind: np.median(speed[kind, "ours", "training"] / speed[kind, "Keras", "training"])
-        for kind in ("compact", "cnn")
+        for kind in ("compact", "original")
     }
     ratios["plain"] = np.median(
-        speed["cnn", "ours", "training"] / speed["cnn", "plain Keras", "training"]
+        speed["original", "ours", "training"] / speed["original", "plain Keras", "training"]
     )
     print(" ".join(f"{name} {ratio:.2f}" for name, ratio in ratios.items()))
 

@@ -1,6 +1,6 @@
 """Speed of each net in each precision, beside the machine's matrix rate, by hand.
 
-    python tests/benchmarks/bench_nets.py [--rounds 3] [--nets cnn compact …]
+    python tests/benchmarks/bench_nets.py [--rounds 3] [--nets original compact …]
 
 Every net and precision runs in a process of its own, in turn, round after round; it is trained as
 the notebooks train it, at 75x100 pixels. Multiply-adds are those of convolutions and dense layers;
@@ -22,9 +22,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 IMAGES, SIZE = 256, (75, 100)
 PRECISIONS = ("float32", "mixed_bfloat16")
 # ConvNeXtTiny is left out unless it is named: without a GPU a step takes many seconds.
-NETS = ("cnn", "compact", "EfficientNetLite0", "MobileNetV3Small", "EfficientNetV2B0")
+NETS = ("original", "compact", "EfficientNetLite0", "MobileNetV3Small", "EfficientNetV2B0")
 # As the recipes have it: batch size, optimizer, augmentation.
-RECIPES = {"cnn": (32, "adam", False), "compact": (64, "muon", True)}
+RECIPES = {"original": (32, "adam", False), "compact": (64, "muon", True)}
 PRETRAINED = (32, "adam", True)
 
 
@@ -38,7 +38,6 @@ def time_net(name: str, precision: str) -> dict:
     import keras
     import numpy as np
     import tensorflow as tf
-    from bench_layers import build_original
 
     from helpers import nets, training
 
@@ -46,7 +45,7 @@ def time_net(name: str, precision: str) -> dict:
     is_auto = training.fit.set_up(0, "auto", depthwise) == precision
     training.fit.set_up(0, precision)
     batch_size, optimizer, augment = RECIPES.get(name, PRETRAINED)
-    net = build_original() if name == "cnn" else nets.models.build_net(name, SIZE)
+    net = nets.models.build_net(name, SIZE)
     net = training.layers.speed_up(net)
     net.compile(
         training.optimizers.make_optimizer(0.001, optimizer, 0.02),

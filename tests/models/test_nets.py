@@ -1,4 +1,4 @@
-"""The compact net and the pretrained ones: what they take, give, weigh and cost."""
+"""The nets by name: what they take, give, weigh and cost."""
 
 import json
 import os
@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import keras
+import nbformat
 import numpy as np
 import pytest
 from keras import layers
 from keras.src.utils import file_utils
 
+from helpers import data
 from helpers.data.files import InputError
 from helpers.data.reading import CLASSES
 from helpers.nets import models, patient
@@ -58,19 +60,41 @@ def test_net_takes_raw_pixels_and_names_its_classes(nets, name):
 
 @pytest.mark.parametrize("name", models.MODELS)
 def test_net_scales_pixels_as_its_weights_want(nets, name):
-    """To -1 … 1 or nearly so, or by the mean and standard deviation of ImageNet."""
-    body = nets[name] if name == "compact" else nets[name].get_layer(name)
+    """To 0 … 1, to -1 … 1 or nearly so, or by the mean and standard deviation of ImageNet."""
+    body = nets[name] if name in models.SMALLEST else nets[name].get_layer(name)
     first = next(layer for layer in body.layers if layer.weights)
     scale = keras.Model(body.input, first.input)
     shade = np.array([0, 255], np.float32).reshape(2, 1, 1, 1) * np.ones((2, *SIZE, 3), "float32")
     found = answer(scale, shade)[:, 1, 1]
     mean, spread = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     expected = [[-1] * 3, [1] * 3]
-    if name == "EfficientNetLite0":
+    if name == "original":
+        expected = [[0] * 3, [1] * 3]
+    elif name == "EfficientNetLite0":
         expected = [[-127 / 128] * 3, [1] * 3]
     elif name not in ("compact", SMALL):
         expected = [-mean / spread, (1 - mean) / spread]
     assert found == pytest.approx(np.array(expected), abs=1e-4)
+
+
+def test_original_is_the_net_of_the_main_notebook():
+    notebook = nbformat.read(Path(__file__).parents[2] / "Skin_Cancer_Detection.ipynb", 4)
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    chosen = [s for s in sources if "keras.Sequential(" in s or s.startswith("def normalise")]
+    space = {"keras": keras, "layers": layers, "data": data, "BATCH_NORM": False}
+    space |= {"IMAGE_HEIGHT": SIZE[0], "IMAGE_WIDTH": SIZE[1]}
+    exec("\n".join(chosen), space)
+    spelled, named = space["model"], models.build_net("original", SIZE)
+    named.set_weights(spelled.get_weights())
+    assert np.allclose(answer(named, IMAGES), answer(spelled, IMAGES), atol=1e-6)
+    for net in (spelled, named):
+        assert [y.rate for y in net.layers if isinstance(y, layers.Dropout)] == [0.25] * 3
+    large = models.build_net("original", (75, 100))  # as the notebooks say
+    assert large.count_params() == 672_007
+    assert round(models.count_multiply_adds(large) / 1e6) == 544
+    models.build_net("original", (22, 22))
+    with pytest.raises(InputError, match="21x40 pixels: take images at least 22 pixels"):
+        models.build_net("original", (21, 40))
 
 
 def test_compact_keeps_to_its_limits():
@@ -137,7 +161,7 @@ def test_all_problems_are_named_together():
     with pytest.raises(InputError) as caught:
         models.build_net("ResNet", (31, 40), "random.h5")
     assert len(caught.value.problems) == 3
-    for word in ("'ResNet'", "compact, EfficientNetLite0", "31x40", "'random.h5'"):
+    for word in ("'ResNet'", "compact, original, Eff", "31x40", "'random.h5'"):
         assert word in str(caught.value)
 
 
