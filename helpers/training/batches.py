@@ -17,26 +17,31 @@ CONTRAST, TINT, LIGHT, CAST = 0.15, 0.05, 15.0, 7.5  # at most: logarithms; grey
 SHARP = 0.5  # share of the training images that are moved by whole pixels only
 HAIRY, HAIRS, THICKNESS = 4, 8, 0.01  # one image in so many; at most; at most of the width
 CORNERS = 0.15  # share of the images that get dark corners
+BLURRED = 0.2  # share of the images that get softer, at most by two means over 3x3 pixels
 DROP = 0.2  # share of the patients' fields that are dropped in training
 AHEAD = 4  # batches at most that are made while the net computes
 
 
 def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Vary training images, uint8 (N, height, width, 3), at random: geometry, hair, then light.
+    """Vary training images, uint8 (N, height, width, 3): geometry, hair, sharpness, then light.
 
     Lesions have no upright position: mirroring and all rotations are free, all else is mild. All
     geometry is one resampling, since each one blurs; half of the images are moved by quarter turns
     and whole pixels only, and stay sharp. Beyond the edge lies the mirror image of what is inside.
-    The first quarter gets hairs, some get dark corners. Equal seeds, int32 (2,): equal images.
+    The first quarter gets hairs, some get dark corners, some are blurred. Equal seeds, int32 (2,):
+    equal images.
     """
     images = tf.cast(images, tf.float32)
-    draws = tf.random.stateless_uniform((18, tf.shape(images)[0]), seed, -1, 1)
+    draws = tf.random.stateless_uniform((19, tf.shape(images)[0]), seed, -1, 1)
     transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, *images.shape[1:3])
     images = keras.ops.image.affine_transform(images, transforms, fill_mode="reflect")
     hairy = tf.shape(images)[0] // HAIRY
     drawn = _draw_hair(images[:hairy], tf.add(seed, [0, 2**30]))
     images = tf.concat([drawn, images[hairy:]], axis=0)
-    images *= _darken_corners(draws[15:], *images.shape[1:3])
+    images *= _darken_corners(draws[15:18], *images.shape[1:3])
+    softness = tf.maximum(0.0, 1 - (1 + draws[18]) / (2 * BLURRED))[:, None, None, None]
+    soft = tf.nn.avg_pool2d(tf.nn.avg_pool2d(images, 3, 1, "SAME"), 3, 1, "SAME")
+    images += softness * (soft - images)
     mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
     contrast, light = draws[6][:, None], draws[7][:, None]
     tint, cast = tf.transpose(draws[8:11]), tf.transpose(draws[11:14])

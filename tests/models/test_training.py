@@ -94,16 +94,23 @@ def test_varied_images_show_all_quarter_turns_and_both_mirror_images():
     assert {way for way in ways if way[1] in (1, 3)} == {(b, s) for b in range(4) for s in (1, 3)}
 
 
-def test_half_of_the_varied_images_stay_sharp(monkeypatch):
-    """Of two grey levels, moving whole pixels makes two; resampling makes many."""
+@pytest.mark.parametrize("resampled, blurred", [(0.5, 1e-9), (0.0, 0.2)])
+def test_some_varied_images_are_resampled_or_blurred_and_the_others_stay_sharp(
+    monkeypatch, resampled, blurred
+):
+    """Of two grey levels, moving whole pixels makes two; resampling or blurring makes many."""
     monkeypatch.setattr(batches, "HAIRY", 1000)
     monkeypatch.setattr(batches, "CORNERS", 0.0)
+    monkeypatch.setattr(batches, "SHARP", 1 - resampled)
+    monkeypatch.setattr(batches, "BLURRED", blurred)
     noise = np.random.default_rng(0).integers(0, 2, (200, 23, 30, 1), np.uint8)
     pixels = np.repeat(60 + 120 * noise, 3, axis=3)
     varied = batches.vary_images(pixels, [3, 4]).numpy()
     levels = np.array([len(np.unique(one)) for one in varied[..., 0]])
-    assert 70 <= (levels == 2).sum() <= 130
-    assert levels[levels != 2].min() > 20
+    changed = 200 * (resampled + blurred)
+    assert abs((levels > 2).sum() - changed) < 30
+    assert levels[levels > 2].min() > 5
+    assert abs(varied.mean() - pixels.mean()) < 10
 
 
 def test_a_quarter_of_the_varied_images_get_hair_and_some_get_dark_corners():
