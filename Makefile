@@ -12,7 +12,7 @@ PYTHON ?= $(shell for p in $(VERSIONS); do $$p -c '$(IS_KNOWN)' 2>/dev/null && e
 BIN := .venv/bin
 NOTEBOOKS := Skin_Cancer_Detection.ipynb $(wildcard notebooks/*.ipynb)
 LAST := notebooks/05_explain_predictions.ipynb notebooks/06_predict_images.ipynb
-TWO_CORES := -n 2 --dist loadfile
+TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
 export TF_ENABLE_ONEDNN_OPTS := 1
@@ -28,9 +28,8 @@ check: .venv/installed
 	$(BIN)/python -m pytest $(TWO_CORES) tests/units
 
 test: check sample_grid
-	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(filter-out $(LAST),$(NOTEBOOKS))
-	$(BIN)/python -m pytest $(NBVAL) $(LAST)
-	$(BIN)/python -m pytest $(TWO_CORES) tests/models tests/notebooks
+	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(filter-out $(LAST),$(NOTEBOOKS)) tests/models
+	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(LAST) tests/notebooks
 
 # What the notebooks 03 to 06 take, made by nobody's run but the checks'.
 sample_grid: .venv/installed
