@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in $(VERSIONS); do $$p -c '$(IS_KNOWN)' 2>/dev/null && e
 BIN := .venv/bin
 NOTEBOOKS := Skin_Cancer_Detection.ipynb $(wildcard notebooks/*.ipynb)
 LAST := notebooks/05_explain_predictions.ipynb notebooks/06_predict_images.ipynb
+# Files in the order that is given, since the main notebook takes longest.
 TWO_CORES := -n 2 --dist loadfile --no-loadscope-reorder
 NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
