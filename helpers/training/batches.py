@@ -6,6 +6,7 @@ Pixels are uint8 (N, height, width, 3), labels int (N,), rows int (M,): which of
 import itertools
 import math
 
+import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -15,81 +16,81 @@ from helpers.nets.patient import drop_fields
 ZOOM, STRETCH, SHIFT = 0.15, 0.075, 0.08  # at most: logarithms of factors; share of a side
 CONTRAST, TINT, LIGHT, CAST = 0.15, 0.05, 15.0, 7.5  # at most: logarithms; grey levels
 SHARP = 0.5  # share of the training images that are moved by whole pixels only
-HAIRY, HAIRS, THICKNESS = 4, 8, 0.01  # one image in so many; at most; at most of the width
+HAIRY, HAIRS, THICKNESS = 0.25, 8, 0.01  # share of the images; at most; at most of the width
 CORNERS = 0.15  # share of the images that get dark corners
 BLURRED = 0.2  # share of the images that get softer, at most by two means over 3x3 pixels
 DROP = 0.2  # share of the patients' fields that are dropped in training
 AHEAD = 4  # batches at most that are made while the net computes
 
 
-def vary_images(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
+def vary_images(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Vary training images, uint8 (N, height, width, 3): geometry, hair, sharpness, then light.
 
     Lesions have no upright position: mirroring and all rotations are free, all else is mild. All
     geometry is one resampling, since each one blurs; half of the images are moved by quarter turns
     and whole pixels only, and stay sharp. Beyond the edge lies the mirror image of what is inside.
-    The first quarter gets hairs, some get dark corners, some are blurred. Equal seeds, int32 (2,):
-    equal images.
+    Some get hairs, some dark corners, some are blurred. Returns an array like `images`.
     """
-    images = tf.cast(images, tf.float32)
-    draws = tf.random.stateless_uniform((19, tf.shape(images)[0]), seed, -1, 1)
-    transforms = _draw_transforms(draws[:6], draws[14] < 2 * SHARP - 1, *images.shape[1:3])
-    images = keras.ops.image.affine_transform(images, transforms, fill_mode="reflect")
-    hairy = tf.shape(images)[0] // HAIRY
-    drawn = _draw_hair(images[:hairy], tf.add(seed, [0, 2**30]))
-    images = tf.concat([drawn, images[hairy:]], axis=0)
-    images *= _darken_corners(draws[15:18], *images.shape[1:3])
-    softness = tf.maximum(0.0, 1 - (1 + draws[18]) / (2 * BLURRED))[:, None, None, None]
-    soft = tf.nn.avg_pool2d(tf.nn.avg_pool2d(images, 3, 1, "SAME"), 3, 1, "SAME")
-    images += softness * (soft - images)
-    mean = tf.reduce_mean(images, axis=(1, 2), keepdims=True)
-    contrast, light = draws[6][:, None], draws[7][:, None]
-    tint, cast = tf.transpose(draws[8:11]), tf.transpose(draws[11:14])
-    gain = tf.exp(CONTRAST * contrast + TINT * tint)[:, None, None]
-    shift = (LIGHT * light + CAST * cast)[:, None, None]
-    images = tf.round(tf.clip_by_value((images - mean) * gain + mean + shift, 0, 255))
-    return tf.cast(images, tf.uint8)
-
-
-def _draw_transforms(draws: tf.Tensor, sharp: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Turn draws (6, N), -1 … 1, into affine transforms (N, 8); `sharp` (N,): by whole pixels."""
-    angle, mirror, zoom, stretch, x_shift, y_shift = tf.unstack(draws)
-    angle = np.pi * tf.where(sharp, tf.round(2 * angle) / 2, angle)
-    side = tf.sign(mirror)
-    y_scale = tf.where(sharp, 1.0, tf.exp(ZOOM * zoom))
-    x_scale = tf.where(sharp, 1.0, y_scale * tf.exp(STRETCH * stretch))
-    a, b = tf.cos(angle) * x_scale * side, -tf.sin(angle) * y_scale
-    c, d = tf.sin(angle) * x_scale * side, tf.cos(angle) * y_scale
-    x, y = (width - 1) / 2, (height - 1) / 2
-    right = x - a * x - b * y + SHIFT * width * x_shift
-    down = y - c * x - d * y + SHIFT * height * y_shift
-    right, down = (tf.where(sharp, tf.round(shift), shift) for shift in (right, down))
-    zero = tf.zeros_like(a)
-    return tf.stack([a, b, right, c, d, down, zero, zero], axis=1)
-
-
-def _draw_hair(images: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
-    """Draw dark hairs, pieces of parabolas and mostly thinner than a pixel, over images."""
-    number, (height, width) = tf.shape(images)[0], images.shape[1:3]
-    draws = tf.random.stateless_uniform((9, number, HAIRS, 1, 1), seed)
-    x = tf.range(width, dtype=tf.float32) - width * draws[0]
-    y = tf.range(height, dtype=tf.float32)[:, None] - height * draws[1]
-    cos, sin = tf.cos(2 * np.pi * draws[2]), tf.sin(2 * np.pi * draws[2])
-    along, across = cos * x + sin * y, cos * y - sin * x
-    across -= (2 * draws[3] - 1) / width * along**2
-    thickness = THICKNESS * width * (0.1 + 0.9 * draws[4])
-    cover = tf.clip_by_value(thickness / 2 + 0.5 - tf.abs(across), 0, tf.minimum(thickness, 1))
-    is_drawn = (tf.abs(along) < width * draws[5]) & (draws[6] < draws[7, :, :1])
-    cover = tf.reduce_max(tf.where(is_drawn, cover, 0), axis=1)[..., None]
-    return images + cover * (10 + 60 * draws[8, :, :1] - images)
-
-
-def _darken_corners(draws: tf.Tensor, height: int, width: int) -> tf.Tensor:
-    """Turn draws (3, N), -1 … 1, into the light left of a lit circle, (N, height, width, 1)."""
-    is_dark, radius, blur = tf.unstack(draws[:, :, None, None])
+    height, width = images.shape[1:3]
+    varied = np.empty_like(images)
     y, x = np.ogrid[1 - height : height : 2, 1 - width : width : 2]
-    light = (1.05 + 0.2 * radius - np.hypot(x, y) / width) / (0.06 + 0.04 * blur)
-    return tf.where(is_dark < 2 * CORNERS - 1, tf.clip_by_value(light, 0, 1), 1)[..., None]
+    distance = np.hypot(x, y) / width
+    for number, image in enumerate(images):
+        image = cv2.warpAffine(
+            image,
+            _draw_transform(rng, height, width),
+            (width, height),
+            flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+            borderMode=cv2.BORDER_REFLECT,
+        )
+        if rng.random() < HAIRY:
+            image = _draw_hair(image, rng)
+        if rng.random() < CORNERS:
+            radius, blur = rng.uniform(0.85, 1.25), rng.uniform(0.02, 0.1)
+            light = np.clip((radius - distance) / blur, 0, 1)[..., None]
+            image = (image * light).round().astype(np.uint8)
+        if rng.random() < BLURRED:
+            share, soft = rng.random(), cv2.blur(cv2.blur(image, (3, 3)), (3, 3))
+            image = cv2.addWeighted(soft, share, image, 1 - share, 0)
+        mean = np.array(cv2.mean(image)[:3])
+        gain = np.exp(CONTRAST * rng.uniform(-1, 1) + TINT * rng.uniform(-1, 1, 3))
+        shift = LIGHT * rng.uniform(-1, 1) + CAST * rng.uniform(-1, 1, 3)
+        lit = (np.arange(256)[:, None] - mean) * gain + mean + shift
+        varied[number] = cv2.LUT(image, lit.clip(0, 255).round().astype(np.uint8)[None])
+    return varied
+
+
+def _draw_transform(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
+    """Draw an affine transform (2, 3) from places in the new image to those in the old one."""
+    is_sharp, angle, side = rng.random() < SHARP, np.pi * rng.uniform(-1, 1), rng.choice([-1, 1])
+    zoom, stretch = np.exp(rng.uniform(-1, 1, 2) * [ZOOM, STRETCH])
+    right, down = rng.uniform(-SHIFT, SHIFT, 2) * [width, height]
+    if is_sharp:
+        angle, zoom, stretch = np.pi / 2 * rng.integers(4), 1, 1
+    cos, sin = np.cos(angle) * zoom, np.sin(angle) * zoom
+    turn = np.array([[cos * stretch * side, -sin], [sin * stretch * side, cos]])
+    centre = np.array([width - 1, height - 1]) / 2
+    shift = centre - turn @ centre + [right, down]
+    return np.column_stack([turn, shift.round() if is_sharp else shift])
+
+
+def _draw_hair(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Draw dark hairs, pieces of parabolas and mostly thinner than a pixel, over an image."""
+    height, width = image.shape[:2]
+    cover = np.zeros((height, width), np.uint8)
+    for _ in range(rng.integers(1, HAIRS + 1)):
+        along = np.linspace(-1, 1, 16) * width * rng.random()
+        across = rng.uniform(-1, 1) / width * along**2
+        hair = (along + 1j * across) * np.exp(2j * np.pi * rng.random())
+        hair += width * rng.random() + 1j * height * rng.random()
+        points = np.stack([hair.real, hair.imag], axis=1) * 2**4
+        thickness = THICKNESS * width * rng.uniform(0.1, 1)
+        shade, pixels = int(255 * min(thickness, 1)), max(1, round(thickness))
+        line = np.zeros_like(cover)
+        cv2.polylines(line, [points.round().astype("int32")], False, shade, pixels, cv2.LINE_AA, 4)
+        cover = np.maximum(cover, line)
+    share = cover[..., None] / 255
+    return (image + share * (rng.uniform(10, 70) - image)).round().astype(np.uint8)
 
 
 def list_views(views: int, size: tuple[int, int]) -> range:
@@ -129,7 +130,6 @@ def training_batches(
         augment: vary the images by `vary_images`.
         fields: float32 (N, D) of `patient.encode_fields`; some are dropped at random.
     """
-    steps = count_steps(len(rows), batch_size)
 
     def make_batches():
         for epoch in itertools.count(first_epoch):
@@ -137,16 +137,10 @@ def training_batches(
             for step, chosen in enumerate(_cut(order, batch_size)):
                 rng = np.random.default_rng([seed, epoch, step])
                 known = drop_fields(fields[chosen], DROP, rng) if fields is not None else None
-                number = np.array([seed, epoch * steps + step]) % 2**31
-                yield _join(pixels[chosen], known), labels[chosen], number
+                shown = vary_images(pixels[chosen], rng) if augment else pixels[chosen]
+                yield _join(shown, known), labels[chosen]
 
-    def finish(inputs, truth: tf.Tensor, number: tf.Tensor) -> tuple:
-        if augment and fields is not None:
-            return inputs | {"image": vary_images(inputs["image"], number)}, truth
-        return vary_images(inputs, number) if augment else inputs, truth
-
-    data = _read(make_batches, pixels, fields, tf.TensorSpec((2,), tf.int32))
-    return data.map(finish, AHEAD).prefetch(AHEAD)
+    return _read(make_batches, pixels, fields).prefetch(AHEAD)
 
 
 def evaluation_batches(
@@ -200,10 +194,10 @@ def _join(images, fields):
     return images if fields is None else {"image": images, "fields": fields}
 
 
-def _read(make_batches, pixels: np.ndarray, fields, *more: tf.TensorSpec) -> tf.data.Dataset:
+def _read(make_batches, pixels: np.ndarray, fields) -> tf.data.Dataset:
     known = None if fields is None else tf.TensorSpec((None, fields.shape[1]), tf.float32)
     inputs = _join(tf.TensorSpec((None, *pixels.shape[1:]), tf.uint8), known)
-    signature = (inputs, tf.TensorSpec((None,), tf.int32), *more)
+    signature = (inputs, tf.TensorSpec((None,), tf.int32))
     # With TensorFlow's autotuning, half of the passes ended late on two cores, by up to their own
     # length (tested: 2.6 instead of 1.6 s); without it none did.
     options = tf.data.Options()
