@@ -20,6 +20,7 @@ from helpers.runs import folder
 PLACE = Path(__file__).parent
 FILE, PAGE = PLACE / "scores.csv", PLACE.parent / "RESULTS.md"
 BOX = PLACE.parent / "models/ham10000"  # its predictions tell what fold 0's validation part is
+FEWEST_FOLDS = 3  # for an interval: of two folds it would be wider than all possible values
 MARKS = "<!-- table -->\n", "<!-- end of table -->"
 KEY = ["net", "size", "fold", "seed"]
 SHOWN = {
@@ -107,6 +108,7 @@ def write_table(table: pd.DataFrame) -> str:
             cells = []
             for name in SHOWN:
                 mean, half = comparisons.estimate_mean(rows[prefix + name].to_numpy(), ratio)
+                half = half if len(rows) >= FEWEST_FOLDS else float("nan")
                 ends = pd.Series({"value": mean, "low": mean - half, "high": mean + half})
                 text = scores.write_intervals(pd.DataFrame([ends])).iloc[0]
                 cells.append(text.replace(" (no interval)", ""))
