@@ -17,18 +17,20 @@ NBVAL := --nbval -x -p tests.notebooks.nbval_streams
 RUN_DIR := runs/sample
 export TF_ENABLE_ONEDNN_OPTS := 1
 
-.PHONY: run check test sample_grid lab app notebooks format lock clean
+.PHONY: run style check test sample_grid lab app notebooks format lock clean
 
 run: .venv/installed
 	$(BIN)/python -m helpers run Skin_Cancer_Detection.ipynb $(RUN_DIR)
 
-check: .venv/installed
+style: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+check: style
 	$(BIN)/python -m pytest $(TWO_CORES) tests/units
 
-test: check sample_grid
-	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/models
+test: style sample_grid
+	$(BIN)/python -m pytest $(TWO_CORES) $(NBVAL) $(NOTEBOOKS) tests/notebooks tests/models tests/units
 
 # What the notebooks 03 to 06 take, made by nobody's run but the checks'.
 sample_grid: .venv/installed
